@@ -1,0 +1,148 @@
+"""Stiffness, and what is averaged over classes."""
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from stiffkit.gradients import GradientGram
+from stiffkit.layers import squared_norms
+from stiffkit.measuring import measurable, undisturbed
+from stiffkit.output_gradients import Loss, Points, batches, call, check_points, floating
+from stiffkit.per_sample import VMAP, Pullback, pullback
+
+Labels = Tensor | np.ndarray | list[int]
+
+
+def stiffness(gram: GradientGram, measure: str = "sign") -> Tensor:
+    r"""Stiffness of every pair of points: how a small step on one changes the loss of the other.
+
+    $S_{\rm sign} = \operatorname{sign}(g_1 \cdot g_2)$ (Fort et al. 2019, v1 eq. 5) or
+    $S_{\cos} = \cos(g_1, g_2)$ (v3). Above zero the step lowers the other loss, below zero it raises it.
+
+    Args:
+        gram: as `gradient_gram` returns it, shape (n, m).
+        measure: "sign", which the paper prefers between classes, or "cos", which it prefers within a class.
+
+    Returns:
+        float64, shape (n, m), in [-1, 1]; 0 where one of the gradients is exactly zero (`gram.zero`); NaN for the
+        pairs of a point with itself, whose stiffness is 1 by construction and which no average may count.
+
+    """
+    if measure not in ("sign", "cos"):
+        raise ValueError(f'measure must be "sign" or "cos", got {measure!r}')
+    values = gram.cos.sign() if measure == "sign" else gram.cos
+    return values.masked_fill(gram.self_pairs, torch.nan)
+
+
+def class_stiffness(S: Tensor, y: Labels, y2: Labels | None = None) -> xr.DataArray:
+    r"""The class stiffness matrix $C(a, b) = \mathbb E_{x_1 \in a,\, x_2 \in b,\, x_1 \ne x_2}[S]$ (Fort et al., v3).
+
+    Args:
+        S: stiffness of pairs, shape (n, m), NaN where a pair is left out.
+        y: class of each row, shape (n,).
+        y2: class of each column, shape (m,); may be left out if S is a set with itself.
+
+    Returns:
+        A DataArray with dimensions class_a (of the point that the step is taken on) and class_b, float64, NaN where a
+        cell has no pair. Its coordinate `pairs` counts the pairs behind each cell.
+
+    >>> S = torch.tensor([[torch.nan, 0.5], [0.5, torch.nan]], dtype=torch.float64)
+    >>> class_stiffness(S, [7, 7]).item()
+    0.5
+
+    """
+    S, y = torch.as_tensor(S, dtype=torch.float64), _labels(y)
+    if y2 is None and (S.shape[0] != S.shape[1] or not S.diagonal().isnan().all()):
+        raise ValueError("S is not a set with itself (its diagonal is not NaN): give y2, the classes of its columns")
+    y2 = y if y2 is None else _labels(y2)
+    if S.shape != (len(y), len(y2)):
+        raise ValueError(f"S has shape {tuple(S.shape)}, but there are {len(y)} and {len(y2)} labels")
+    (classes, rows), (classes2, columns) = (_one_hot(labels) for labels in (y, y2))
+    pairs = rows.T @ (~S.isnan()).double() @ columns
+    means = rows.T @ S.nan_to_num(0.0) @ columns / pairs
+    return _labelled(means, pairs, classes, classes2)
+
+
+def within_between(C: xr.DataArray) -> xr.Dataset:
+    r"""Summaries of class matrices: the mean diagonal cell and the mean off-diagonal cell.
+
+    $S_{\rm within} = \frac1{N_c} \sum_c C(c, c)$ and
+    $S_{\rm between} = \frac{1}{N_c (N_c - 1)} \sum_{a \ne b} C(a, b)$ (Fort et al., v3 eq. 7): every cell counts alike,
+    however many pairs are behind it. Cells that are NaN are left out.
+
+    Args:
+        C: with dimensions class_a and class_b; further dimensions (seed, checkpoint) are kept.
+
+    Returns:
+        A Dataset with `within` and `between`, in [-1, 1].
+
+    """
+    same = C.class_a == C.class_b
+    cells = ["class_a", "class_b"]
+    return xr.Dataset({"within": C.where(same).mean(cells), "between": C.where(~same).mean(cells)})
+
+
+def class_cosine(model: nn.Module, loss: Loss, points: Points, y: Labels) -> xr.DataArray:
+    r"""The class matrix of cosine stiffness from class sums of normalised gradients, without a Gram matrix.
+
+    With $\hat g_i = g_i / \|g_i\|$, $s_a = \sum_{i \in a} \hat g_i$, $n_a$ points in class a and $m_a$ of them with a
+    gradient that is not zero: $C(a, b) = s_a \cdot s_b / (n_a n_b)$ and
+    $C(a, a) = (\|s_a\|^2 - m_a) / (n_a (n_a - 1))$. It takes each point's gradient norm and one more backward pass a
+    class, and memory for one gradient a class.
+
+    Args:
+        model: as for `gradient_gram`.
+        loss: as for `gradient_gram`.
+        points: as for `gradient_gram`.
+        y: class of each point, shape (n,).
+
+    Returns:
+        As `class_stiffness` of `stiffness(gram, "cos")`, to rounding.
+
+    """
+    model = measurable(model)
+    checked, labels = check_points(points, "points", next(model.parameters()).device), _labels(y)
+    if len(labels) != len(checked):
+        raise ValueError(f"there are {len(checked)} points, but {len(labels)} labels")
+    classes, members = _one_hot(labels)
+    with undisturbed(model):
+        pull = pullback(model, loss, checked)
+        squares = [sum(squared_norms(g) for g in pull.rows(part)) for part in batches(len(checked), VMAP)]
+        weights = torch.cat(squares).rsqrt().nan_to_num(posinf=0.0)
+        sums = torch.stack([_class_sum(pull, weights, (labels == c).nonzero()[:, 0].tolist()) for c in classes]).cpu()
+    counts, alive = members.sum(0), members.T @ (weights.cpu() > 0).double()
+    pairs = counts[:, None] * counts - counts.diag()
+    return _labelled((sums @ sums.T - alive.diag()) / pairs, pairs, classes, classes)
+
+
+def _class_sum(pull: Pullback, weights: Tensor, members: list[int]) -> Tensor:
+    """The sum of the members' normalised gradients, by one backward pass of their weighted output gradients."""
+    z = floating(call(pull.model, pull.points.take(members).inputs))
+    used = [(z[k], pull.unit[k][members]) for k in pull.used]
+    gradients = torch.autograd.grad(
+        [a for a, _ in used],
+        list(pull.parameters.values()),
+        [(u * weights[members].view(-1, *[1] * (u.ndim - 1))).to(a.dtype) for a, u in used],
+        materialize_grads=True,
+    )
+    return torch.cat([g.flatten().double() for g in gradients])
+
+
+def _labels(y: Labels) -> Tensor:
+    y = torch.as_tensor(y).cpu()
+    if y.ndim != 1:
+        raise ValueError(f"class labels must have shape (n,), got {tuple(y.shape)}")
+    return y
+
+
+def _one_hot(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The classes in order, and float64 indicators (n, classes)."""
+    classes, index = labels.unique(return_inverse=True)
+    return classes, torch.nn.functional.one_hot(index, len(classes)).double()
+
+
+def _labelled(values: Tensor, pairs: Tensor, classes: Tensor, classes2: Tensor) -> xr.DataArray:
+    coordinates = {"class_a": classes.numpy(), "class_b": classes2.numpy()}
+    pairs_array = (("class_a", "class_b"), pairs.round().long().numpy())
+    return xr.DataArray(values.numpy(), coordinates | {"pairs": pairs_array}, ("class_a", "class_b"), "stiffness")

@@ -1,0 +1,223 @@
+r"""Gram matrices of networks made of linear and convolutional layers, from layer inputs and output gradients alone.
+
+One forward and one backward pass give for every layer and sample the input $a_i$ and the gradient $b_i$ of the layer's
+output. A linear layer on vectors has the per-sample gradient $b_i a_i^\top$ (and $b_i$ for the bias), so its part of
+the Gram matrix is $(a_i\cdot a_j + 1)\,(b_i\cdot b_j)$: the gradient itself, rows x columns numbers a sample, is never
+formed. On sequences and for convolutions the sum over positions is formed, one slice of one layer at a time.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from stiffkit.output_gradients import Loss, PointSet, batches, call, floating, output_gradients
+
+COLUMNS = 65_536  # the longest float32 sum; longer ones are added in float64 (a sum over 1e8 columns would err by 3e-2)
+SLICE_BYTES = 256 * 2**20  # the most that the per-sample gradients of one slice of a layer take
+BATCH = 256  # points in one forward and backward pass
+
+
+Signal = tuple[Tensor, Tensor]  # a layer's input a and output gradient b, samples first
+
+
+class UncertainError(Exception):
+    """A layer's gradient cannot be told from its input and output gradient for certain."""
+
+
+@dataclass
+class Signals:
+    """For each layer its inputs a and output gradients b, samples first, and what was taken out of b."""
+
+    by_layer: dict[str, Signal]
+    scale: Tensor
+
+
+def plain_layers(model: nn.Module) -> dict[str, nn.Module] | None:
+    """The layers by name if every trainable parameter belongs to one plain nn.Linear or nn.Conv2d, else None."""
+    owners = [
+        (name, module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if any(p.requires_grad for p in module.parameters(recurse=False))
+    ]
+    parameters = [p for _, module in owners for p in module.parameters(recurse=False)]
+    tied = len({id(p) for p in parameters}) < len(parameters)
+    return None if tied or not all(_is_plain(module) for _, module in owners) else dict(owners)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    if hooked or "forward" in vars(module):
+        return False
+    if type(module) is nn.Conv2d:
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return type(module) is nn.Linear
+
+
+def signals(model: nn.Module, layers: dict[str, nn.Module], loss: Loss, points: PointSet) -> Signals:
+    """Run the model on all points and return every layer's inputs and output gradients.
+
+    Raises:
+        UncertainError: if a layer or one of its parameters is used in another way than by one plain call.
+
+    """
+    found: dict[str, list[Signal]] = {name: [] for name in layers}
+    scales = []
+    for numbers in batches(len(points), BATCH):
+        batch = points.take(slice(numbers.start, numbers.stop))
+        with _Calls(layers) as calls:
+            outputs = call(model, batch.inputs)
+        gradients = output_gradients(outputs, loss, batch, numbers)
+        scales.append(gradients.scale)
+        for name, signal in calls.differentiate(floating(outputs), gradients.unit, len(batch)).items():
+            found[name].append(signal)
+    joined = {name: tuple(torch.cat(parts) for parts in zip(*found[name], strict=True)) for name in layers}
+    return Signals(joined, torch.cat(scales))
+
+
+class _Calls:
+    """Records, while the model runs, each layer's input and where its output sits in the autograd graph."""
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        self.layers = layers
+        self.inputs: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in layers}
+        self.edges: dict[str, object] = {}
+
+    def __enter__(self) -> Self:
+        self.handles = [module.register_forward_hook(self._hook(name)) for name, module in self.layers.items()]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
+            if len(args) == 1 and output.requires_grad:
+                self.inputs[name].append((args[0], args[0]._version))
+                # The edge is taken now: an in-place ReLU may turn the tensor into something else.
+                self.edges[name] = get_gradient_edge(output)
+
+        return hook
+
+    def differentiate(self, outputs: list[Tensor], unit: list[Tensor | None], n: int) -> dict[str, Signal]:
+        """Each layer's input and output gradient, for n samples whose output gradients are `unit`."""
+        pairs = [(z, u.to(z.dtype)) for z, u in zip(outputs, unit, strict=True) if u is not None and z.requires_grad]
+        uses = _uses([z for z, _ in pairs])
+        for name, module in self.layers.items():
+            parameters = [p for p in module.parameters(recurse=False) if p.requires_grad]
+            if len(self.inputs[name]) != 1 or any(uses[p] != 1 for p in parameters):
+                raise UncertainError(f"layer {name!r} is not used exactly once, by a call")
+        gradients = torch.autograd.grad(
+            [z for z, _ in pairs], [self.edges[name] for name in self.layers], [u for _, u in pairs]
+        )
+        return {
+            name: (self._input(name, n), self._samples_first(name, b, n))
+            for name, b in zip(self.layers, gradients, strict=True)
+        }
+
+    def _input(self, name: str, n: int) -> Tensor:
+        a, version = self.inputs[name][0]
+        if a._version != version:
+            raise UncertainError(f"the input of layer {name!r} was changed in place after the call")
+        return self._samples_first(name, a.detach(), n)
+
+    def _samples_first(self, name: str, tensor: Tensor, n: int) -> Tensor:
+        dimensions = (4,) if isinstance(self.layers[name], nn.Conv2d) else range(2, 100)
+        if tensor.ndim not in dimensions or len(tensor) != n:
+            raise UncertainError(f"layer {name!r} does not keep one row a sample")
+        return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _uses(outputs: list[Tensor]) -> Counter:
+    """How often each parameter enters the graph behind the outputs."""
+    uses: Counter = Counter()
+    seen, stack = set(), [z.grad_fn for z in outputs]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for below, _ in node.next_functions:
+            if below is not None and hasattr(below, "variable"):
+                uses[below.variable] += 1
+            elif below is not None:
+                stack.append(below)
+    return uses
+
+
+def layer_gram(module: nn.Module, rows: Signal, columns: Signal) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer's inner products (n, m), and the squared norms (n,) and (m,), in float64."""
+    if isinstance(module, nn.Linear) and rows[0].ndim == 2:
+        squares = (_vectors(module, signal, signal, lambda g, _: squared_norms(g)) for signal in (rows, columns))
+        return _vectors(module, rows, columns, inner), *squares
+    n, m = len(rows[0]), len(columns[0])
+    dot, square, square2 = (torch.zeros(s, dtype=torch.float64, device=rows[0].device) for s in ((n, m), n, m))
+    slices = [rows] if rows is columns else [rows, columns]
+    for parts in zip(*(_per_sample(module, a, b) for a, b in slices), strict=True):
+        g, h = parts[0], parts[-1]
+        dot += inner(g, h)
+        square += squared_norms(g)
+        square2 += squared_norms(h)
+    return dot, square, square2
+
+
+def _vectors(module: nn.Linear, rows: Signal, columns: Signal, product: Callable) -> Tensor:
+    """(a . a' + 1) (b . b'), or its parts where weight or bias is frozen."""
+    of_weight = product(rows[0], columns[0]) if module.weight.requires_grad else 0.0
+    of_bias = float(module.bias is not None and module.bias.requires_grad)
+    return (of_weight + of_bias) * product(rows[1], columns[1])
+
+
+def _per_sample(module: nn.Module, a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    """The per-sample gradients of one layer, a slice of (n, columns) at a time."""
+    if isinstance(module, nn.Linear):
+        a, b = a.flatten(1, -2), b.flatten(1, -2).mT
+    else:
+        b = b.flatten(2)
+    if module.bias is not None and module.bias.requires_grad:
+        yield b.sum(dim=2)
+    if module.weight.requires_grad:
+        yield from (_sequence if isinstance(module, nn.Linear) else _convolution)(module, a, b)
+
+
+def _sequence(module: nn.Linear, a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    for part in _slices(module.in_features, len(a) * module.out_features * a.element_size()):
+        yield torch.bmm(b, a[:, :, part]).flatten(1)
+
+
+def _convolution(module: nn.Conv2d, a: Tensor, b: Tensor) -> Iterator[Tensor]:
+    options = {name: getattr(module, name) for name in ("kernel_size", "dilation", "padding", "stride")}
+    bytes_a_channel = len(a) * module.out_channels // module.groups * module.weight[0, 0].numel() * a.element_size()
+    for a_group, b_group in zip(a.chunk(module.groups, 1), b.chunk(module.groups, 1), strict=True):
+        for part in _slices(a_group.shape[1], bytes_a_channel):
+            # 32 images at a time keep the patches in the processor's cache.
+            yield torch.cat(
+                [
+                    torch.bmm(b32, F.unfold(a32, **options).mT).flatten(1)
+                    for a32, b32 in zip(a_group[:, part].split(32), b_group.split(32), strict=True)
+                ]
+            )
+
+
+def _slices(size: int, bytes_each: int) -> Iterator[slice]:
+    step = max(1, SLICE_BYTES // max(1, bytes_each))
+    return (slice(start, start + step) for start in range(0, size, step))
+
+
+def inner(g: Tensor, h: Tensor) -> Tensor:
+    """The inner products of rows, (n, m) in float64, summed in blocks of `COLUMNS`."""
+    total = torch.zeros(len(g), len(h), dtype=torch.float64, device=g.device)
+    for start in range(0, g.shape[1], COLUMNS):
+        total += g[:, start : start + COLUMNS] @ h[:, start : start + COLUMNS].T
+    return total
+
+
+def squared_norms(g: Tensor) -> Tensor:
+    """The squared norm of each row, (n,) in float64."""
+    return torch.stack([part.square().sum(dim=1).double() for part in g.split(COLUMNS, dim=1)]).sum(dim=0)

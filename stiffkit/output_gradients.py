@@ -1,0 +1,180 @@
+"""From points to output gradients: calling the model and the loss, and checking what they return."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from stiffkit.losses import ExactLosses
+
+Inputs = Tensor | tuple | dict
+Points = tuple[Inputs, Any]
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass
+class OutputGradients:
+    r"""The gradients $\partial\ell_i/\partial z_i$ of a batch's losses by the model's outputs, in float64.
+
+    `unit[k]` belongs to the k-th floating tensor among the outputs (None where no loss depends on it); over all of
+    them together each sample has Euclidean norm 1, or 0 where its gradient is exactly zero. `scale` (n,) is the norm
+    that was taken out, so that confident points reach the float32 backward pass at full size.
+    """
+
+    unit: list[Tensor | None]
+    scale: Tensor
+    losses: Tensor
+
+
+@dataclass
+class PointSet:
+    """Points that have been checked: inputs and targets on the model's device, and their number."""
+
+    inputs: Inputs
+    targets: Any
+    n: int
+    device: torch.device
+
+    def __len__(self) -> int:
+        return self.n
+
+    def take(self, index: slice | list[int]) -> "PointSet":
+        """Some of the points."""
+        number = len(range(self.n)[index]) if isinstance(index, slice) else len(index)
+        return PointSet(_take(self.inputs, index), _take(self.targets, index), number, self.device)
+
+
+def check_points(points: Points, name: str, device: torch.device) -> PointSet:
+    """Return the points on the model's device, or say what is wrong with them."""
+    if not isinstance(points, (tuple, list)) or len(points) != 2:
+        raise TypeError(f"{name} must be a pair (inputs, targets), got {type(points).__name__}")
+    inputs, targets = tree_map(lambda leaf: _usable(leaf, device), tuple(points))
+    lengths = {len(leaf) for leaf in tree_leaves((inputs, targets)) if isinstance(leaf, Tensor) and leaf.ndim}
+    if not lengths or isinstance(targets, list):
+        raise TypeError(f"{name} must hold tensors whose first dimension counts the samples")
+    if len(lengths) > 1:
+        raise ValueError(f"{name}: inputs and targets have different numbers of samples: {sorted(lengths)}")
+    return PointSet(inputs, targets, lengths.pop(), device)
+
+
+def _usable(leaf: Any, device: torch.device) -> Any:
+    if isinstance(leaf, np.ndarray):
+        leaf = torch.from_numpy(leaf)
+    if not isinstance(leaf, Tensor):
+        return leaf
+    # What inference mode made cannot be saved for a backward pass: copied.
+    return (leaf.clone() if leaf.is_inference() else leaf.detach()).to(device)
+
+
+def _take(tree: Any, index: slice | list[int]) -> Any:
+    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) and leaf.ndim else leaf, tree)
+
+
+def batches(n: int, size: int) -> list[range]:
+    """The numbers 0 to n - 1 in runs of at most `size`."""
+    return [range(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+def call(model: Callable, inputs: Inputs) -> Any:
+    """model(x) for a tensor, model(*x) for a tuple, model(**x) for a dict."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+
+
+def floating(outputs: Any) -> list[Tensor]:
+    """The floating tensors among a model's outputs, in a fixed order."""
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def output_gradients(outputs: Any, loss: Loss, points: PointSet, numbers: Sequence[int]) -> OutputGradients:
+    """Differentiate the losses of points by the outputs; messages call the points by their `numbers`."""
+    n = len(points)
+    wide, losses, exact = _losses(outputs, loss, points.targets)
+    _check_shape(losses, n)
+    _check_finite(losses, numbers)
+    if not losses.requires_grad:
+        raise ValueError("the loss does not depend on the model's outputs in a way that can be differentiated")
+    gradients = torch.autograd.grad(losses.sum(), wide, allow_unused=True)
+    used = [g for g in gradients if g is not None]
+    if any(g.ndim == 0 or len(g) != n for g in used):
+        raise ValueError(f"the model's outputs must have the samples first: {n} samples, shapes {_shapes(used)}")
+    if not exact.own_arithmetic:
+        _warn_of_cancellation(outputs, loss, points.targets, losses, used)
+    flat = torch.cat([g.reshape(n, -1) for g in used], dim=1)
+    # Squaring 1e-200 would underflow: the largest entry comes out first.
+    largest = flat.abs().amax(dim=1)
+    rest = torch.linalg.vector_norm(flat / largest.where(largest > 0, 1.0)[:, None], dim=1)
+    divisor = (largest * rest).where(largest > 0, 1.0)
+    unit = [None if g is None else g / divisor.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
+    return OutputGradients(unit, largest * rest, losses.detach())
+
+
+def _losses(outputs: Any, loss: Loss, targets: Any, shift: float = 0.0) -> tuple[list[Tensor], Tensor, ExactLosses]:
+    leaves, structure = tree_flatten(outputs)
+    wide = [
+        (leaf.detach().double() + shift).requires_grad_()
+        if isinstance(leaf, Tensor) and leaf.is_floating_point()
+        else leaf
+        for leaf in leaves
+    ]
+    seen = tree_unflatten(wide, structure)
+    if isinstance(loss, nn.Module) and hasattr(seen, "logits"):
+        seen = seen.logits
+    with ExactLosses() as exact:
+        losses = loss(seen, targets)
+    return floating(wide), losses, exact
+
+
+def _check_shape(losses: Any, n: int) -> None:
+    if not isinstance(losses, Tensor):
+        raise TypeError(f"the loss must return a tensor of shape ({n},), got {type(losses).__name__}")
+    if losses.ndim == 0:
+        raise ValueError(
+            f"the loss returned one number for {n} points; stiffness needs one loss a point, shape ({n},): "
+            'take the loss with reduction="none", for example nn.CrossEntropyLoss(reduction="none")'
+        )
+    if losses.shape != (n,):
+        raise ValueError(
+            f"the loss must return one value a point, shape ({n},), got {tuple(losses.shape)}: "
+            "sum or average over the other dimensions, for example loss.flatten(1).sum(1)"
+        )
+
+
+def _check_finite(losses: Tensor, numbers: Sequence[int]) -> None:
+    bad = (~losses.isfinite()).nonzero()[:, 0]
+    if len(bad):
+        names = ", ".join(str(numbers[i]) for i in bad[:10].tolist()) + (", ..." if len(bad) > 10 else "")
+        raise ValueError(f"the loss is NaN or infinite at {len(bad)} point(s), index {names}")
+
+
+def _warn_of_cancellation(outputs: Any, loss: Loss, targets: Any, losses: Tensor, gradients: list[Tensor]) -> None:
+    """Warn where a gradient has visibly lost its digits.
+
+    Seen are: a loss above zero with a gradient of exactly zero, and a loss that a shift of all outputs leaves alone
+    (as every softmax loss) although the gradient's entries do not add up to zero.
+    """
+    flat = torch.cat([g.reshape(len(losses), -1) for g in gradients], dim=1).abs()
+    total = sum(g.reshape(len(losses), -1).sum(dim=1) for g in gradients).abs()
+    lost = (flat.amax(dim=1) == 0) & (losses.detach() > 0)
+    suspect = total > 1e-6 * flat.amax(dim=1)
+    if suspect.any():
+        shifted = _losses(outputs, loss, targets, shift=1.0)[1].detach()
+        unmoved = (shifted - losses.detach()).abs() <= 1e-6 * losses.detach().abs() + 1e-15
+        lost |= suspect & unmoved
+    if lost.any():
+        warnings.warn(
+            f"the loss's own gradient cancels at {int(lost.sum())} of {len(losses)} points (fitted so well that "
+            "float64 loses it); sign and cosine of these are not to be trusted. Cross-entropy called as "
+            "torch.nn.functional.cross_entropy or nn.CrossEntropyLoss is computed without cancellation.",
+            stacklevel=6,
+        )
+
+
+def _shapes(tensors: list[Tensor]) -> str:
+    return ", ".join(str(tuple(t.shape)) for t in tensors)
