@@ -92,10 +92,19 @@ def floating(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
+def apply_loss(loss: Loss, outputs: Any, targets: Any) -> tuple[Tensor, bool]:
+    """The losses, computed without cancellation, and whether the loss has an arithmetic of its own."""
+    if isinstance(loss, nn.Module) and hasattr(outputs, "logits"):
+        outputs = outputs.logits
+    with ExactLosses() as exact:
+        losses = loss(outputs, targets)
+    return losses, exact.own_arithmetic
+
+
 def output_gradients(outputs: Any, loss: Loss, points: PointSet, numbers: Sequence[int]) -> OutputGradients:
     """Differentiate the losses of points by the outputs; messages call the points by their `numbers`."""
     n = len(points)
-    wide, losses, exact = _losses(outputs, loss, points.targets)
+    wide, losses, own_arithmetic = _losses(outputs, loss, points.targets)
     _check_shape(losses, n)
     _check_finite(losses, numbers)
     if not losses.requires_grad:
@@ -104,7 +113,7 @@ def output_gradients(outputs: Any, loss: Loss, points: PointSet, numbers: Sequen
     used = [g for g in gradients if g is not None]
     if any(g.ndim == 0 or len(g) != n for g in used):
         raise ValueError(f"the model's outputs must have the samples first: {n} samples, shapes {_shapes(used)}")
-    if not exact.own_arithmetic:
+    if not own_arithmetic:
         _warn_of_cancellation(outputs, loss, points.targets, losses, used)
     flat = torch.cat([g.reshape(n, -1) for g in used], dim=1)
     # Squaring 1e-200 would underflow: the largest entry comes out first.
@@ -115,7 +124,7 @@ def output_gradients(outputs: Any, loss: Loss, points: PointSet, numbers: Sequen
     return OutputGradients(unit, largest * rest, losses.detach())
 
 
-def _losses(outputs: Any, loss: Loss, targets: Any, shift: float = 0.0) -> tuple[list[Tensor], Tensor, ExactLosses]:
+def _losses(outputs: Any, loss: Loss, targets: Any, shift: float = 0.0) -> tuple[list[Tensor], Tensor, bool]:
     leaves, structure = tree_flatten(outputs)
     wide = [
         (leaf.detach().double() + shift).requires_grad_()
@@ -123,12 +132,8 @@ def _losses(outputs: Any, loss: Loss, targets: Any, shift: float = 0.0) -> tuple
         else leaf
         for leaf in leaves
     ]
-    seen = tree_unflatten(wide, structure)
-    if isinstance(loss, nn.Module) and hasattr(seen, "logits"):
-        seen = seen.logits
-    with ExactLosses() as exact:
-        losses = loss(seen, targets)
-    return floating(wide), losses, exact
+    losses, own_arithmetic = apply_loss(loss, tree_unflatten(wide, structure), targets)
+    return floating(wide), losses, own_arithmetic
 
 
 def _check_shape(losses: Any, n: int) -> None:

@@ -1,0 +1,93 @@
+"""The command line: `stiffkit`, or `python -m stiffkit`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+import stiffkit
+from stiffkit import data
+
+app = typer.Typer(
+    help="Stiffness: how a gradient step on one example changes the loss of another.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Data sets: fetch them ahead of time, list and verify them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@contextmanager
+def errors_as_messages() -> Iterator[None]:
+    """Turn the errors that a user can mend into one message on standard error and exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"stiffkit {stiffkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Stiffness: how a gradient step on one example changes the loss of another."""
+
+
+@data_app.command("fetch")
+def fetch_data(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help=f"Any of: {', '.join(data.NAMES)}.")],
+) -> None:
+    """Download data sets into the data folder, as one NAME.npz each, which can be copied to other machines."""
+    with errors_as_messages():
+        for name in names:
+            path = data.location(name)
+            typer.echo(f"{name}: embedded, nothing to fetch" if path is None else f"{name}: {data.fetch(name)}")
+
+
+@data_app.command("list")
+def list_data() -> None:
+    """List the data sets, and which of them are here."""
+    typer.echo(f"data folder: {data.data_folder()}")
+    width = max(map(len, data.NAMES))
+    for name in data.NAMES:
+        typer.echo(f"{name:{width}}  {_state(name)}")
+
+
+@data_app.command("verify")
+def verify_data(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all that are here.")] = None,
+) -> None:
+    """Check that data sets are the official ones; exit code 1 where one is not."""
+    failed = False
+    for name in names or [name for name in data.NAMES if _state(name) != _MISSING.format(name=name)]:
+        try:
+            typer.echo(f"{name}: official data, SHA-256 {data.verify(name)}")
+        except (ValueError, OSError, ImportError) as error:
+            typer.echo(f"Error: {error}", err=True)
+            failed = True
+    if failed:
+        raise typer.Exit(1)
+
+
+_MISSING = "not here: stiffkit data fetch {name}"
+
+
+def _state(name: str) -> str:
+    path = data.location(name)
+    if path is None:
+        return "embedded"
+    return f"{path.stat().st_size / 2**20:.1f} MiB" if path.exists() else _MISSING.format(name=name)
+
+
+if __name__ == "__main__":
+    app(prog_name="stiffkit")

@@ -1,0 +1,137 @@
+"""Training as a generator that stops at checkpoints."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from stiffkit.losses import cross_entropy_float32
+from stiffkit.output_gradients import Loss, Points
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a training stands: the model and optimiser are the live ones, so measure before asking for the next.
+
+    Attributes:
+        images: training images seen so far, counted with repetition.
+        epochs: the same in passes over the training set.
+        loss: mean training loss since the last checkpoint, over the batches as they came; NaN at the start.
+        diverged: True if that loss is not finite; it is then the last checkpoint.
+        model: the network being trained.
+        optimizer: its optimiser, with its state.
+
+    """
+
+    images: int
+    epochs: float
+    loss: float
+    diverged: bool
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
+def train(
+    model: nn.Module,
+    points: Points,
+    *,
+    checkpoints: Sequence[float],
+    unit: str = "epochs",
+    seed: int,
+    loss: Loss = cross_entropy_float32,
+    optimizer: str = "adam",
+    learning_rate: float = 1e-3,
+    batch_size: int = 32,
+) -> Iterator[Checkpoint]:
+    """Train at a constant learning rate, stopping at every checkpoint; training ends with the last one.
+
+    Args:
+        model: trained in place.
+        points: `(inputs, targets)`, tensors on the model's device; shuffled anew each epoch.
+        checkpoints: when to yield, ascending, 0 being the model as it is given; reached after the first batch that
+            brings the images seen to at least that number.
+        unit: of the checkpoints, "epochs" (fractions allowed) or "images" seen.
+        seed: of the order of the points. On one kind of machine it means the same weights bit for bit, because
+            training runs in one thread; between checkpoints the caller's number of threads is restored.
+        loss: one loss a sample; the mean over the batch is minimised.
+        optimizer: "adam" (betas 0.9 and 0.999, epsilon 1e-8, fused) or "sgd" (no momentum).
+        learning_rate: constant.
+        batch_size: points in a step, 32 in the paper; the last batch of an epoch may be smaller.
+
+    Returns:
+        An iterator of one `Checkpoint` for each entry of `checkpoints`. If the loss stops being finite, which is
+        noticed at the next checkpoint or end of an epoch, a checkpoint says `diverged` and is the last.
+
+    Raises:
+        ValueError: an unknown optimiser or unit; checkpoints that are empty, negative or not ascending.
+
+    """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer {optimizer!r} is unknown; known are {', '.join(OPTIMIZERS)}")
+    due = _due(checkpoints, unit, len(points[1]))
+    steps = OPTIMIZERS[optimizer](model.parameters(), lr=learning_rate, fused=True)
+    return _in_one_thread(_train(model, points, due, seed, loss, steps, batch_size))
+
+
+def _train(
+    model: nn.Module,
+    points: Points,
+    due: list[int],
+    seed: int,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    batch_size: int,
+) -> Iterator[Checkpoint]:
+    inputs, targets = points
+    n = len(targets)
+    images, seen, total = 0, 0, torch.zeros((), device=targets.device)
+    if due[0] == 0:
+        yield Checkpoint(0, 0.0, float("nan"), False, model, optimizer)
+    for batch in _batches(n, batch_size, seed):
+        losses = loss(model(inputs[batch]), targets[batch])
+        optimizer.zero_grad()
+        losses.mean().backward()
+        optimizer.step()
+        total += losses.detach().sum()
+        images, seen = images + len(batch), seen + len(batch)
+        reached = [image for image in due if images - len(batch) < image <= images]
+        diverged = (bool(reached) or images % n == 0) and not total.isfinite()
+        if reached or diverged:
+            yield Checkpoint(images, images / n, float(total) / seen, diverged, model, optimizer)
+            seen, total = 0, torch.zeros_like(total)
+        if diverged or images >= due[-1]:
+            return
+
+
+def _batches(n: int, size: int, seed: int) -> Iterator[Tensor]:
+    """Endless batches of indices, shuffled anew each epoch."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(n, generator=generator).split(size)
+
+
+def _due(checkpoints: Sequence[float], unit: str, n: int) -> list[int]:
+    if unit not in ("epochs", "images"):
+        raise ValueError(f'unit must be "epochs" or "images", got {unit!r}')
+    due = [round(c * n) if unit == "epochs" else int(c) for c in checkpoints]
+    if not due or due[0] < 0 or any(a >= b for a, b in pairwise(due)):
+        raise ValueError(f"checkpoints must ascend from 0 or more, got {list(checkpoints)} {unit}")
+    return due
+
+
+def _in_one_thread(checkpoints: Iterator[Checkpoint]) -> Iterator[Checkpoint]:
+    """Compute each checkpoint in one thread, and give the caller's threads back before handing it over."""
+    while True:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            checkpoint = next(checkpoints, None)
+        finally:
+            torch.set_num_threads(threads)
+        if checkpoint is None:
+            return
+        yield checkpoint
