@@ -12,10 +12,14 @@ from stiffkit import data
 app = typer.Typer(
     help="Stiffness: how a gradient step on one example changes the loss of another.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
 )
 data_app = typer.Typer(help="Data sets: fetch them ahead of time, list and verify them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+
+
+_MENDABLE = (ValueError, OSError, ImportError)
 
 
 @contextmanager
@@ -23,7 +27,7 @@ def errors_as_messages() -> Iterator[None]:
     """Turn the errors that a user can mend into one message on standard error and exit code 1."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except _MENDABLE as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
 
@@ -45,7 +49,7 @@ def main(
 
 @data_app.command("fetch")
 def fetch_data(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help=f"Any of: {', '.join(data.NAMES)}.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME", help=f"Any of: {', '.join(data.NAMES)}.")],
 ) -> None:
     """Download data sets into the data folder, as one NAME.npz each, which can be copied to other machines."""
     with errors_as_messages():
@@ -65,28 +69,30 @@ def list_data() -> None:
 
 @data_app.command("verify")
 def verify_data(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Default: all that are here.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]", help="Default: all that are here.")] = None,
 ) -> None:
     """Check that data sets are the official ones; exit code 1 where one is not."""
     failed = False
-    for name in names or [name for name in data.NAMES if _state(name) != _MISSING.format(name=name)]:
+    for name in names or filter(_is_here, data.NAMES):
         try:
             typer.echo(f"{name}: official data, SHA-256 {data.verify(name)}")
-        except (ValueError, OSError, ImportError) as error:
+        except _MENDABLE as error:
             typer.echo(f"Error: {error}", err=True)
             failed = True
     if failed:
         raise typer.Exit(1)
 
 
-_MISSING = "not here: stiffkit data fetch {name}"
+def _is_here(name: str) -> bool:
+    path = data.location(name)
+    return path is None or path.exists()
 
 
 def _state(name: str) -> str:
     path = data.location(name)
     if path is None:
         return "embedded"
-    return f"{path.stat().st_size / 2**20:.1f} MiB" if path.exists() else _MISSING.format(name=name)
+    return f"{path.stat().st_size / 2**20:.1f} MiB" if path.exists() else f"not here: stiffkit data fetch {name}"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,22 @@
-"""Import torchvision, also where its wheel is linked against CUDA and torch is the CPU-only one.
+"""What is needed of torchvision: importing it, and downloading its data sets.
 
-There `import torchvision` fails with "operator torchvision::nms does not exist", and transformers' models then fail to
-import with a misleading message. With the schemas of the two missing operators defined beforehand the import works; the
-operators themselves (and `torchvision.io`) stay unusable, models, transforms and data sets work.
+Where its wheel is linked against CUDA and torch is the CPU-only one, `import torchvision` fails with "operator
+torchvision::nms does not exist", and transformers' models then fail to import with a misleading message. With the
+schemas of the two missing operators defined beforehand the import works; the operators themselves (and
+`torchvision.io`) stay unusable, models, transforms and data sets work.
 """
 
+import http.client
 import importlib
+import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import torch
 
 _SCHEMAS = {
@@ -16,6 +24,8 @@ _SCHEMAS = {
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
 _keep_alive = []  # a library that is garbage-collected takes its schemas with it
+_TIMEOUT = 15.0  # seconds without an answer after which a download is given up
+_one_at_a_time = threading.Lock()  # the import and the socket timeout concern the whole process
 
 
 def import_torchvision() -> ModuleType:
@@ -41,3 +51,41 @@ def import_torchvision() -> ModuleType:
         library.define(name + schema)
     _keep_alive.append(library)
     return importlib.import_module("torchvision")
+
+
+def download(dataset: str, folder: Path) -> dict[str, np.ndarray]:
+    """Download a class of `torchvision.datasets` into a folder, and return its images and labels.
+
+    Returns:
+        `x_train`, `x_test` (uint8), `y_train`, `y_test` (int64), in torchvision's order.
+
+    Raises:
+        ValueError: the download is truncated or corrupt: its MD5 is not the one that torchvision knows.
+        ConnectionError: no network, or a server that does not answer.
+        ImportError: torchvision is not installed.
+
+    """
+    with _one_at_a_time, _socket_timeout(_TIMEOUT):
+        read = getattr(import_torchvision().datasets, dataset)
+        try:
+            parts = {part: read(folder, train=part == "train", download=True) for part in ("train", "test")}
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            reason = " ".join(str(error).split())
+            if "corrupted" in reason:
+                raise ValueError(
+                    f"the download is truncated or corrupt, its MD5 is not the official one ({reason})"
+                ) from error
+            raise ConnectionError(reason) from error
+    images = {f"x_{part}": np.asarray(data.data) for part, data in parts.items()}
+    return images | {f"y_{part}": np.asarray(data.targets, dtype=np.int64) for part, data in parts.items()}
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Set a timeout: torchvision sets none, and a network that swallows packets would hang."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

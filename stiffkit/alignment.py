@@ -58,10 +58,8 @@ def class_stiffness(S: Tensor, y: Labels, y2: Labels | None = None) -> xr.DataAr
     y2 = y if y2 is None else _labels(y2)
     if S.shape != (len(y), len(y2)):
         raise ValueError(f"S has shape {tuple(S.shape)}, but there are {len(y)} and {len(y2)} labels")
-    (classes, rows), (classes2, columns) = (_one_hot(labels) for labels in (y, y2))
-    pairs = rows.T @ (~S.isnan()).double() @ columns
-    means = rows.T @ S.nan_to_num(0.0) @ columns / pairs
-    return _labelled(means, pairs, classes, classes2)
+    (classes, rows), (classes2, columns) = (class_indicators(labels) for labels in (y, y2))
+    return _labelled(*weighted_cells(S, rows, columns), classes, classes2)
 
 
 def within_between(C: xr.DataArray) -> xr.Dataset:
@@ -105,7 +103,7 @@ def class_cosine(model: nn.Module, loss: Loss, points: Points, y: Labels) -> xr.
     checked, labels = check_points(points, "points", next(model.parameters()).device), _labels(y)
     if len(labels) != len(checked):
         raise ValueError(f"there are {len(checked)} points, but {len(labels)} labels")
-    classes, members = _one_hot(labels)
+    classes, members = class_indicators(labels)
     with undisturbed(model):
         pull = pullback(model, loss, checked)
         squares = [sum(squared_norms(g) for g in pull.rows(part)) for part in batches(len(checked), VMAP)]
@@ -129,6 +127,12 @@ def _class_sum(pull: Pullback, weights: Tensor, members: list[int]) -> Tensor:
     return torch.cat([g.flatten().double() for g in gradients])
 
 
+def weighted_cells(S: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Means of S over class pairs, and the pairs behind them, from the weight of each point in each class (n, K)."""
+    pairs = rows.T @ (~S.isnan()).double() @ columns
+    return rows.T @ S.nan_to_num(0.0) @ columns / pairs, pairs
+
+
 def _labels(y: Labels) -> Tensor:
     y = torch.as_tensor(y).cpu()
     if y.ndim != 1:
@@ -136,7 +140,7 @@ def _labels(y: Labels) -> Tensor:
     return y
 
 
-def _one_hot(labels: Tensor) -> tuple[Tensor, Tensor]:
+def class_indicators(labels: Tensor) -> tuple[Tensor, Tensor]:
     """The classes in order, and float64 indicators (n, classes)."""
     classes, index = labels.unique(return_inverse=True)
     return classes, torch.nn.functional.one_hot(index, len(classes)).double()

@@ -92,6 +92,8 @@ def _train(
     if due[0] == 0:
         yield Checkpoint(0, 0.0, float("nan"), False, model, optimizer)
     for batch in _batches(n, batch_size, seed):
+        if images >= due[-1]:
+            return
         losses = loss(model(inputs[batch]), targets[batch])
         optimizer.zero_grad()
         losses.mean().backward()
@@ -103,7 +105,7 @@ def _train(
         if reached or diverged:
             yield Checkpoint(images, images / n, float(total) / seen, diverged, model, optimizer)
             seen, total = 0, torch.zeros_like(total)
-        if diverged or images >= due[-1]:
+        if diverged:
             return
 
 

@@ -1,0 +1,187 @@
+"""The parameters of each chapter: what is allowed, what a re-run changes, what it would cost."""
+
+import ast
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from stiffkit import data, models
+
+
+class ParameterError(ValueError):
+    """A chapter was given a parameter that it does not know or cannot take; shown without a traceback in a notebook."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class TooLongError(ParameterError):
+    """What would have to be computed takes longer than `max_minutes`."""
+
+
+def book() -> Path:
+    """The folder of chapters and recorded results: `$STIFFKIT_BOOK`, or `book` beside the package in a checkout."""
+    return Path(os.environ.get("STIFFKIT_BOOK") or Path(__file__).parent.parent / "book")
+
+
+def rounded(value: float, digits: int = 2) -> str:
+    """A number as the book prints it: fixed decimals, a true minus sign, never minus zero.
+
+    >>> rounded(0.719), rounded(-0.001)
+    ('0.72', '0.00')
+    """
+    text = f"{float(value):.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+class Chapter(BaseModel):
+    """Parameters of a chapter; subclasses give the fields, their defaults being those of the recorded run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    number: ClassVar[int]
+    name: ClassVar[str]
+    max_minutes: float = Field(gt=0, description="what a re-run may take, in minutes")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_papermill_gives_it(cls, value: Any, info: Any) -> Any:
+        """Take a list that `-p` passed as a JSON string; refuse a bool where a number is due."""
+        wanted = cls.model_fields[info.field_name].annotation
+        if isinstance(value, bool) and wanted in (int, float):
+            raise ValueError("a number is wanted")
+        if isinstance(value, str) and getattr(wanted, "__origin__", wanted) in (list, tuple):
+            return json.loads(value or "[]")
+        return value
+
+    @classmethod
+    def read(cls, namespace: Mapping[str, Any]) -> Self:
+        """Validate the parameters in a notebook's namespace: `globals()`, after the parameters cells have run.
+
+        Raises:
+            ParameterError: naming the parameter and what is allowed: an unknown name in papermill's injected cell, a
+                value of a wrong type or out of range.
+
+        """
+        injected = (source for source in namespace.get("In", ()) if source.startswith("# Parameters\n"))
+        unknown = {name: None for source in injected for name in _assigned(source) if name not in cls.model_fields}
+        return cls.check({name: namespace[name] for name in cls.model_fields if name in namespace} | unknown)
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any]) -> Self:
+        """Validate parameters given by name, as a dict."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ParameterError("\n".join(cls._explain(e) for e in error.errors())) from None
+
+    @classmethod
+    def _explain(cls, error: Mapping[str, Any]) -> str:
+        name = str(error["loc"][0]) if error["loc"] else ""
+        if error["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, cls.model_fields, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            return f"unknown parameter {name!r}{hint} This chapter takes: {', '.join(cls.model_fields)}."
+        message = error["msg"].removeprefix("Value error, ")
+        return f"parameter {name!r} = {error['input']!r}: {message}" if name else message
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The parameters, but for `max_minutes`, that are not at their defaults, which the recorded run has."""
+        default = type(self)()
+        return {k: v for k, v in self if k != "max_minutes" and v != getattr(default, k)}
+
+    @property
+    def opening(self) -> str:
+        """What a re-run says first, in Markdown; empty for the recorded run."""
+        if not self.changed:
+            return ""
+        what = ", ".join(f"`{name}` = `{value!r}`" for name, value in self.changed.items())
+        return f"**You ran this chapter with {what}.** The figures are yours; the text around describes the defaults."
+
+    @property
+    def recorded(self) -> Path:
+        """Where the recorded results lie, whether they are there or not."""
+        return book() / "results" / f"{self.number:02}_{self.name}.nc"
+
+    @property
+    def minutes(self) -> float:
+        """An estimate of the time that computing takes on two cores, in minutes."""
+        raise NotImplementedError
+
+    def allow(self) -> None:
+        """Stop before anything is computed if it would take longer than `max_minutes`.
+
+        Raises:
+            TooLongError: with the estimate, the quick command, and how to allow more.
+
+        """
+        if self.minutes > self.max_minutes:
+            notebook = f"{self.number:02}_{self.name}.ipynb"
+            raise TooLongError(
+                f"this would take about {self.minutes:.1f} minutes, and max_minutes allows {self.max_minutes:g}. "
+                f"Nothing was computed. To allow it: -p max_minutes {self.minutes * 1.5:.0f}. For a quick look: "
+                f"papermill book/{notebook} out.ipynb -f book/parameters/quick/{self.number:02}.yml"
+            )
+
+
+class Definition(Chapter):
+    """Parameters of chapter 1."""
+
+    number: ClassVar[int] = 1
+    name: ClassVar[str] = "definition"
+
+    dataset: str = Field("mnist", description="data set")
+    model: str = Field("fc", description="network")
+    initialisation: str = Field("keras", description="of the weights")
+    sphere: bool = Field(True, description="scale each image to unit norm")
+    points: int = Field(0, ge=0, description="points in the class matrices; 0: the data set's own number")
+    learning_rate: float = Field(1e-3, gt=0, description="of the single step, for gradient descent and for Adam")
+    seed: int = Field(1, ge=0, description="of weights, order of training and choice of points")
+    max_minutes: float = Field(5.0, gt=0, description="what a re-run may take, in minutes")
+
+    @field_validator("dataset", "model", "initialisation")
+    @classmethod
+    def _is_known(cls, value: str, info: Any) -> str:
+        known = {"dataset": data.NAMES, "model": models.MODELS, "initialisation": models.INITIALISATIONS}
+        allowed = tuple(known[info.field_name])
+        if value not in allowed:
+            raise ValueError(f"allowed are {', '.join(allowed)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        largest = 280 if self.dataset == "digits" else 2000
+        if self.points % 10 or self.points == 10 or self.points > largest:
+            raise ValueError(
+                f"parameter 'points' = {self.points}: {self.dataset} allows 0 and multiples of 10 (its classes) from "
+                f"20 to {largest}"
+            )
+        if self.dataset == "digits" and self.model == "cnn_v1":
+            raise ValueError(
+                "parameter 'model' = 'cnn_v1': its four poolings need 16 x 16 pixels and digits has 8 x 8; "
+                f"allowed are {', '.join(m for m in models.MODELS if m != 'cnn_v1')}"
+            )
+        return self
+
+    @property
+    def number_of_points(self) -> int:
+        """Points in the class matrices: 500 for the full data sets as in the paper, 200 for the embedded digits."""
+        return self.points or (200 if self.dataset == "digits" else 500)
+
+    @property
+    def minutes(self) -> float:
+        """One epoch of training and the measurements, from timings on two cores; right within a factor of two."""
+        images, pixels = {"digits": (1_201, 64), "cifar10": (50_000, 3 * 1024)}.get(self.dataset, (60_000, 784))
+        a_pixel = {"fc": 0.0, "cnn": 0.5e-6, "cnn_v1": 2e-6}[self.model]
+        return (images * (5e-5 + a_pixel * pixels) + self.number_of_points * (0.1 + 200 * a_pixel * pixels)) / 60
+
+
+def _assigned(source: str) -> list[str]:
+    """The names that a parameters cell assigns."""
+    targets = [node.targets if isinstance(node, ast.Assign) else [] for node in ast.parse(source).body]
+    return [target.id for group in targets for target in group if isinstance(target, ast.Name)]

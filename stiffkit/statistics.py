@@ -1,0 +1,38 @@
+"""How sure one is of a class matrix and its summaries."""
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from stiffkit.alignment import Labels, class_indicators, weighted_cells, within_between
+
+
+def bootstrap_error(S: Tensor, y: Labels, *, resamples: int = 500, seed: int = 0) -> xr.Dataset:
+    """Standard errors of within- and between-class stiffness over the choice of points, by bootstrap.
+
+    Points are drawn anew with replacement within each class, never pairs: pairs share points. A pair of two copies of
+    one point counts as a pair of a point with itself and is left out; counted, it would lift the diagonal.
+
+    Args:
+        S: stiffness of a set with itself, (n, n), NaN on the diagonal.
+        y: class of each point, (n,).
+        resamples: how many times the points are drawn.
+        seed: of the draws.
+
+    Returns:
+        A Dataset with `within` and `between`: the standard deviation over the resamples, in the unit of stiffness. It
+        covers the choice of points for one trained network, not the variation between networks.
+
+    """
+    S = torch.as_tensor(S, dtype=torch.float64)
+    _, members = class_indicators(torch.as_tensor(y).cpu())
+    generator = np.random.default_rng(seed)
+    cells = []
+    for _ in range(resamples):
+        copies = sum(generator.multinomial(int(m.sum()), (m / m.sum()).numpy()) for m in members.T)
+        weights = members * torch.from_numpy(copies)[:, None]
+        cells.append(weighted_cells(S, weights, weights)[0].numpy())
+    return within_between(xr.DataArray(np.stack(cells), dims=("resample", "class_a", "class_b"))).std(
+        "resample", ddof=1
+    )
