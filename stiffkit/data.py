@@ -284,7 +284,7 @@ _UNSOUND = (OSError, ValueError, TypeError, EOFError, NotImplementedError, zipfi
 
 def _open(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:  # np.load(path) may leak it
             arrays = {key: np.asarray(file[key]) for key in file.files}
     except _UNSOUND as error:
         raise ValueError(f"not a sound .npz file of plain arrays ({error})") from error
