@@ -95,13 +95,16 @@ class Chapter(BaseModel):
         default = type(self)()
         return {k: v for k, v in self if k != "max_minutes" and v != getattr(default, k)}
 
-    @property
-    def opening(self) -> str:
-        """What a re-run says first, in Markdown; empty for the recorded run."""
-        if not self.changed:
-            return ""
-        what = ", ".join(f"`{name}` = `{value!r}`" for name, value in self.changed.items())
-        return f"**You ran this chapter with {what}.** The figures are yours; the text around describes the defaults."
+    def announce(self) -> None:
+        """Display what a re-run says first; nothing for the recorded run."""
+        if self.changed:
+            from IPython.display import Markdown, display
+
+            what = ", ".join(f"`{name}` = `{value!r}`" for name, value in self.changed.items())
+            text = (
+                f"**You ran this chapter with {what}.** The figures are yours; the text around describes the defaults."
+            )
+            display(Markdown(text))
 
     @property
     def identity(self) -> str:

@@ -3,11 +3,9 @@ r"""Data sets: labelled images in one canonical order, standardised, with fixed 
 `digits` (scikit-learn's) is embedded. The others are read from `NAME.npz` in the folder `$STIFFKIT_DATA` (default: the
 user's cache folder), in the layout of Keras' `mnist.npz`:
 
-| array | shape | dtype |
-|---|---|---|
-| `x_train`, `x_test` | (n, h, w) or (n, h, w, 3) | uint8 |
-| `y_train`, `y_test` | (n,), labels 0 to K - 1 | any integer |
-| `classes` (may be left out) | (K,) | strings, the names of the K classes |
+* `x_train`, `x_test`: images, shape (n, h, w) or (n, h, w, 3), uint8;
+* `y_train`, `y_test`: labels 0 to K - 1, shape (n,), any integer type;
+* `classes`: the names of the K classes, shape (K,), strings; may be left out.
 
 A missing file is fetched through torchvision, which checks the MD5 of what it downloads.
 """

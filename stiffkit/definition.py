@@ -63,7 +63,8 @@ def measure(p: Definition) -> xr.Dataset:
     ]
     staged = xr.concat(stages, xr.DataArray(list(STAGES), dims="stage", name="stage"))
     measured = xr.merge([staged, _settings(p), step_on_toy(p.learning_rate, p.seed)])
-    return measured.assign_attrs(classes=list(dataset.classes), data_checksum=dataset.checksum)
+    named = measured.assign_coords(class_name=("class_a", list(dataset.classes)))
+    return named.assign_attrs(data_checksum=dataset.checksum)
 
 
 def _subset(dataset: Dataset, size: int, seed: int) -> Points:

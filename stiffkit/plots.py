@@ -27,8 +27,14 @@ STYLE = {
 def _styled(plot: Callable) -> Callable:
     @wraps(plot)
     def styled(*args: Any, **kwargs: Any) -> Any:
-        with mpl.rc_context(STYLE):
+        before = {
+            name: mpl.rcParams[name] for name in STYLE
+        }  # rc_context would also undo a notebook's interactive mode
+        mpl.rcParams.update(STYLE)
+        try:
             return plot(*args, **kwargs)
+        finally:
+            mpl.rcParams.update(before)
 
     return styled
 

@@ -30,14 +30,17 @@ def record(p: Chapter, measure: Callable[[Chapter], xr.Dataset]) -> Path:
     start = time.perf_counter()
     results = measure(p)
     seconds = time.perf_counter() - start
-    floats = [name for name, array in results.variables.items() if array.dtype == "float64"]
+    floats = [name for name, array in results.data_vars.items() if array.dtype == "float64"]
     results = results.assign({name: results[name].astype("float32") for name in floats})
     results.attrs.update(parameters=p.identity, **_provenance(), seconds=round(seconds, 1))
     p.recorded.parent.mkdir(parents=True, exist_ok=True)
     part = p.recorded.with_suffix(".part")
     compressed = {name: {"zlib": True, "complevel": 9} for name in results.data_vars if results[name].ndim}
-    results.to_netcdf(part, engine="h5netcdf", encoding=compressed)
-    os.replace(part, p.recorded)
+    try:
+        results.to_netcdf(part, engine="h5netcdf", encoding=compressed)
+        os.replace(part, p.recorded)
+    finally:
+        part.unlink(missing_ok=True)
     return p.recorded
 
 
@@ -55,7 +58,7 @@ def _provenance() -> dict[str, str | int | float]:
     return {
         "stiffkit": stiffkit.__version__,
         "commit": commit or "unknown",
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "threads": torch.get_num_threads(),
