@@ -1,0 +1,35 @@
+"""Runs every check: ruff, the tests, and the committed notebooks once more against their stored outputs (nbval).
+
+python ci/test.py                       everything
+python ci/test.py tests/test_data.py    ruff, and pytest with these arguments
+"""
+
+import subprocess
+import sys
+
+import setup
+
+PARALLEL = ("-n", "auto", "--dist", "loadfile")  # on two cores a third faster; a notebook's cells stay together
+
+
+def main(arguments) -> int:
+    notebooks = sorted(str(path.relative_to(setup.ROOT)) for path in setup.ROOT.glob("book/[0-9]*.ipynb"))
+    steps = {
+        "ruff check": ["ruff", "check", "--quiet", "."],
+        "ruff format": ["ruff", "format", "--check", "--quiet", "."],
+        "pytest": ["pytest", "--nbval", "--nbval-current-env", *(arguments or [*PARALLEL, "tests", *notebooks])],
+    }
+    with setup.empty_cache() as env:
+        failed = [name for name, line in steps.items() if run(line, env) != 0]
+    if failed and failed != ["pytest"]:
+        print("failed, see above: " + ", ".join(failed))
+    return 1 if failed else 0
+
+
+def run(line, env) -> int:
+    return subprocess.call([sys.executable, "-m", *line], cwd=setup.ROOT, env=env)
+
+
+if __name__ == "__main__":
+    setup.ensure()
+    sys.exit(main(sys.argv[1:]))

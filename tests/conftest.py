@@ -1,0 +1,59 @@
+"""Fixtures that several test files share."""
+
+import gzip
+import hashlib
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def data_folder(tmp_path, monkeypatch):
+    """An empty folder in place of the user's data."""
+    monkeypatch.setenv("STIFFKIT_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        self.server.requests.append(self.path)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A real server on this machine: what lies in `server.folder` is at `server.url`; `server.requests` is its log."""
+    monkeypatch.setenv("no_proxy", "*")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=folder)) as running:
+        running.folder, running.requests = folder, []
+        running.url = f"http://127.0.0.1:{running.server_port}/"
+        threading.Thread(target=running.serve_forever, args=(0.02,)).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def served_mnist(server, monkeypatch):
+    """A made-up MNIST of 40 + 40 images, 3 x 4 pixels, that torchvision downloads from `server` with real MD5s."""
+    from stiffkit._torchvision import import_torchvision
+
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = random.integers(0, 256, (40, 3, 4), dtype=np.uint8)
+        arrays[f"y_{part}"] = random.permutation(np.arange(40) % 10).astype(np.uint8)
+    resources = []
+    for part, prefix in (("train", "train"), ("test", "t10k")):
+        for kind, array in (("images-idx3", arrays[f"x_{part}"]), ("labels-idx1", arrays[f"y_{part}"])):
+            header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+            packed = gzip.compress(header + array.tobytes())
+            (server.folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(packed)
+            resources.append((f"{prefix}-{kind}-ubyte.gz", hashlib.md5(packed).hexdigest()))
+    mnist = import_torchvision().datasets.MNIST
+    monkeypatch.setattr(mnist, "mirrors", [server.url])
+    monkeypatch.setattr(mnist, "resources", resources)
+    return arrays
