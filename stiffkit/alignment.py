@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from stiffkit.gradients import GradientGram
 from stiffkit.layers import squared_norms
 from stiffkit.measuring import measurable, undisturbed
-from stiffkit.output_gradients import Loss, Points, batches, call, check_points, floating
+from stiffkit.mixing import refuse_mixing
+from stiffkit.output_gradients import Loss, Points, batches, call, check_points, floating, weighted_sum
 from stiffkit.per_sample import VMAP, Pullback, pullback
 
 Labels = Tensor | np.ndarray | list[int]
@@ -99,32 +100,28 @@ def class_cosine(model: nn.Module, loss: Loss, points: Points, y: Labels) -> xr.
         As `class_stiffness` of `stiffness(gram, "cos")`, to rounding.
 
     """
-    model = measurable(model)
-    checked, labels = check_points(points, "points", next(model.parameters()).device), _labels(y)
-    if len(labels) != len(checked):
-        raise ValueError(f"there are {len(checked)} points, but {len(labels)} labels")
+    model, labels = measurable(model), _labels(y)
     classes, members = class_indicators(labels)
     with undisturbed(model):
+        checked = check_points(points, "points", next(model.parameters()).device)
+        if len(labels) != len(checked):
+            raise ValueError(f"there are {len(checked)} points, but {len(labels)} labels")
+        refuse_mixing(model, loss, checked)
         pull = pullback(model, loss, checked)
         squares = [sum(squared_norms(g) for g in pull.rows(part)) for part in batches(len(checked), VMAP)]
         weights = torch.cat(squares).rsqrt().nan_to_num(posinf=0.0)
         sums = torch.stack([_class_sum(pull, weights, (labels == c).nonzero()[:, 0].tolist()) for c in classes]).cpu()
     counts, alive = members.sum(0), members.T @ (weights.cpu() > 0).double()
     pairs = counts[:, None] * counts - counts.diag()
-    return _labelled((sums @ sums.T - alive.diag()) / pairs, pairs, classes, classes)
+    means = ((sums @ sums.T - alive.diag()) / pairs).where(pairs > 0, torch.nan)
+    return _labelled(means, pairs, classes, classes)
 
 
 def _class_sum(pull: Pullback, weights: Tensor, members: list[int]) -> Tensor:
     """The sum of the members' normalised gradients, by one backward pass of their weighted output gradients."""
-    z = floating(call(pull.model, pull.points.take(members).inputs))
-    used = [(z[k], pull.unit[k][members]) for k in pull.used]
-    gradients = torch.autograd.grad(
-        [a for a, _ in used],
-        list(pull.parameters.values()),
-        [(u * weights[members].view(-1, *[1] * (u.ndim - 1))).to(a.dtype) for a, u in used],
-        materialize_grads=True,
-    )
-    return torch.cat([g.flatten().double() for g in gradients])
+    outputs = floating(call(pull.model, pull.points.take(members).inputs))
+    unit = [None if u is None else u[members] for u in pull.unit]
+    return weighted_sum(outputs, unit, weights[members], list(pull.parameters.values())).double()
 
 
 def weighted_cells(S: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stiffkit.layers import UncertainError, inner, layer_gram, plain_layers, signals, squared_norms
+from stiffkit.layers import Signals, UncertainError, inner, layer_gram, plain_layers, signals, squared_norms
 from stiffkit.measuring import measurable, undisturbed
-from stiffkit.output_gradients import (
-    Loss,
-    OutputGradients,
-    Points,
-    PointSet,
-    call,
-    check_points,
-    floating,
-    output_gradients,
-)
+from stiffkit.mixing import refuse_mixing
+from stiffkit.output_gradients import Loss, Points, PointSet, check_points
 from stiffkit.per_sample import blocks, pullback
 
 Index = slice | Iterable[int] | Tensor
@@ -124,28 +116,29 @@ def gradient_gram(
     if by not in (None, "layer"):
         raise ValueError(f'by must be None or "layer", got {by!r}')
     model = measurable(model)
-    rows = check_points(points, "points", next(model.parameters()).device)
-    columns = rows if points2 is None else check_points(points2, "points2", rows.device)
-    filled = [s for s in (rows, columns) if s.n]
+    device = next(model.parameters()).device
     with undisturbed(model):
-        probe = _probe(model, loss, filled[0]) if filled else {}
+        rows = check_points(points, "points", device)
+        columns = rows if points2 is None else check_points(points2, "points2", device)
+        filled = [s for s in (rows, columns) if len(s)]
+        for s in filled[:1]:
+            refuse_mixing(model, loss, s)
         if len(filled) == 2:
-            grams = _measure(model, loss, rows, columns, by, probe)
+            grams = _measure(model, loss, rows, columns, by)
         else:  # the norms of the one set that has points are still wanted
-            grams = _measure(model, loss, filled[0], filled[0], by, probe) if filled else _nothing(model, by)
+            grams = _measure(model, loss, filled[0], filled[0], by) if filled else _nothing(model, by)
             grams = {name: g.block(range(len(rows)), range(len(columns))) for name, g in grams.items()}
     return grams if by == "layer" else grams[""]
 
 
 def _measure(
-    model: nn.Module, loss: Loss, rows: PointSet, columns: PointSet, by: str | None, probe: dict[int, float]
+    model: nn.Module, loss: Loss, rows: PointSet, columns: PointSet, by: str | None
 ) -> dict[str, GradientGram]:
     layers = plain_layers(model)
     if layers:
         with suppress(UncertainError):
             parts, scales = _layer_by_layer(model, layers, loss, rows, columns, by)
-            if _agrees(probe, parts):
-                return {name: _assemble(part, scales, rows is columns) for name, part in parts.items()}
+            return {name: _assemble(part, scales, rows is columns) for name, part in parts.items()}
     parts, scales = _whole(model, loss, rows, columns, by)
     return {name: _assemble(part, scales, rows is columns) for name, part in parts.items()}
 
@@ -161,6 +154,8 @@ def _layer_by_layer(
         products = layer_gram(module, g, g if first is second else h)
         total = parts.get(key := name if by == "layer" else "")
         parts[key] = products if total is None else tuple(t + p for t, p in zip(total, products, strict=True))
+    if not _agrees(first, second, parts):
+        raise UncertainError("the layers' sums are not those of the whole network")
     return parts, (first.scale, second.scale)
 
 
@@ -211,48 +206,13 @@ def _nothing(model: nn.Module, by: str | None) -> dict[str, GradientGram]:
     return dict.fromkeys(owners if by == "layer" else [""], empty)
 
 
-def _probe(model: nn.Module, loss: Loss, points: PointSet) -> dict[int, float]:
-    """Squared gradient norms of the first and the last point, each alone, by plain autograd, at unit output gradient.
+def _agrees(first: Signals, second: Signals, parts: Parts) -> bool:
+    r"""Hold $w^\top K w'$ to the inner product of two sums of gradients that plain autograd has taken.
 
-    Refuses a model or a loss for which a point alone and in company are not the same.
+    A kink of a ReLU decided otherwise may move it a little; a layer whose rows are not the samples, by far.
     """
-    ends = [0, len(points) - 1]
-    pair = points.take(ends)
-    with torch.no_grad():
-        outputs = call(model, pair.inputs)
-    together = output_gradients(outputs, loss, pair, ends)
-    return {i: _probe_one(model, loss, points.take([i]), i, k, floating(outputs), together) for k, i in enumerate(ends)}
-
-
-def _probe_one(
-    model: nn.Module, loss: Loss, point: PointSet, number: int, k: int, outputs: list[Tensor], together: OutputGradients
-) -> float:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    z = floating(alone := call(model, point.inputs))
-    gradients = output_gradients(alone, loss, point, [number])
-    used = [(z[j], outputs[j], u) for j, u in enumerate(gradients.unit) if u is not None]
-    compared = [(a[0], b[k]) for a, b, _ in used]
-    compared += [(gradients.losses[0].to(z[0].dtype), together.losses[k].to(z[0].dtype))]
-    if not all(_close(a, b) for a, b in compared):
-        raise ValueError(
-            f"point {number} has another output or loss alone than in company: points influence each other (as in "
-            "batch normalisation) or something is random (as dropout), so that a point has no gradient of its own. "
-            "Call model.eval(); let the loss treat each point by itself."
-        )
-    pulled = torch.autograd.grad(
-        [a for a, _, _ in used], parameters, [u.to(a.dtype) for a, _, u in used], materialize_grads=True
-    )
-    return sum(float(g.double().square().sum()) for g in pulled)
-
-
-def _close(alone: Tensor, together: Tensor) -> bool:
-    if alone.shape != together.shape:
-        return False
-    tolerance = torch.finfo(alone.dtype).eps ** 0.5 * max(1.0, float(alone.detach().abs().max()))
-    return bool(((alone - together).abs() <= tolerance).all())
-
-
-def _agrees(probe: dict[int, float], parts: Parts) -> bool:
-    """Hold the layers' squared norms to the probed ones; a ReLU kink may move them a little, a wrong layer by far."""
-    total = sum(square for _, square, _ in parts.values())
-    return all(abs(float(total[i]) - norm) <= 1e-2 * norm for i, norm in probe.items())
+    dot, square, square2 = (sum(tensors) for tensors in zip(*parts.values(), strict=True))
+    w, w2 = first.weights.double(), second.weights.double()
+    expected = first.total.double() @ second.total.double()
+    size = ((w.square() @ square) * (w2.square() @ square2)).sqrt()
+    return bool((w @ dot @ w2 - expected).abs() <= 1e-3 * size)

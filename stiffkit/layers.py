@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
-from stiffkit.output_gradients import Loss, PointSet, batches, call, floating, output_gradients
+from stiffkit.output_gradients import (
+    Loss,
+    OutputGradients,
+    PointSet,
+    batches,
+    call,
+    floating,
+    output_gradients,
+    weighted_sum,
+)
 
 COLUMNS = 65_536  # the longest float32 sum; longer ones are added in float64 (a sum over 1e8 columns would err by 3e-2)
 SLICE_BYTES = 256 * 2**20  # the most that the per-sample gradients of one slice of a layer take
@@ -32,10 +41,16 @@ class UncertainError(Exception):
 
 @dataclass
 class Signals:
-    """For each layer its inputs a and output gradients b, samples first, and what was taken out of b."""
+    r"""For each layer its inputs a and output gradients b, samples first, and what was taken out of b.
+
+    `total` is $\sum_i w_i g_i$ over all points and trainable parameters, by plain autograd, with random `weights` w
+    (n,): what the layers say of the same sum has to agree.
+    """
 
     by_layer: dict[str, Signal]
     scale: Tensor
+    weights: Tensor
+    total: Tensor
 
 
 def plain_layers(model: nn.Module) -> dict[str, nn.Module] | None:
@@ -67,17 +82,22 @@ def signals(model: nn.Module, layers: dict[str, nn.Module], loss: Loss, points: 
 
     """
     found: dict[str, list[Signal]] = {name: [] for name in layers}
-    scales = []
+    weights = torch.randn(len(points), generator=torch.Generator().manual_seed(0)).to(points.device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    total = torch.zeros(sum(p.numel() for p in parameters), device=points.device)
+    gradients = []
     for numbers in batches(len(points), BATCH):
-        batch = points.take(slice(numbers.start, numbers.stop))
+        part = slice(numbers.start, numbers.stop)
+        batch = points.take(part)
         with _Calls(layers) as calls:
             outputs = call(model, batch.inputs)
-        gradients = output_gradients(outputs, loss, batch, numbers)
-        scales.append(gradients.scale)
-        for name, signal in calls.differentiate(floating(outputs), gradients.unit, len(batch)).items():
+        gradients.append(output_gradients(outputs, loss, batch))
+        for name, signal in calls.differentiate(floating(outputs), gradients[-1].unit, len(batch)).items():
             found[name].append(signal)
+        total += weighted_sum(floating(outputs), gradients[-1].unit, weights[part], parameters)
+    scale = OutputGradients.joined(gradients).scale
     joined = {name: tuple(torch.cat(parts) for parts in zip(*found[name], strict=True)) for name in layers}
-    return Signals(joined, torch.cat(scales))
+    return Signals(joined, scale, weights, total)
 
 
 class _Calls:
@@ -114,7 +134,10 @@ class _Calls:
             if len(self.inputs[name]) != 1 or any(uses[p] != 1 for p in parameters):
                 raise UncertainError(f"layer {name!r} is not used exactly once, by a call")
         gradients = torch.autograd.grad(
-            [z for z, _ in pairs], [self.edges[name] for name in self.layers], [u for _, u in pairs]
+            [z for z, _ in pairs],
+            [self.edges[name] for name in self.layers],
+            [u for _, u in pairs],
+            retain_graph=True,
         )
         return {
             name: (self._input(name, n), self._samples_first(name, b, n))

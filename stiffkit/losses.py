@@ -198,10 +198,11 @@ def _cross_entropy(
     else:
         kept = target != ignore_index
         y = target.where(kept, 0)
-        share = weight[y] * kept
-        losses = -log_p.gather(-1, y.unsqueeze(-1)).squeeze(-1) * share * (1 - label_smoothing)
+        share = weight[y].where(kept, 0)
+        losses = -log_p.gather(-1, y.unsqueeze(-1)).squeeze(-1) * weight[y] * (1 - label_smoothing)
         if label_smoothing:
-            losses = losses - (log_p * weight).sum(-1) * kept * label_smoothing / classes
+            losses = losses - (log_p * weight).sum(-1) * label_smoothing / classes
+        losses = losses.where(kept, 0)
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.sum() / share.sum()

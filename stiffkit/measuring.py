@@ -48,8 +48,7 @@ def _refuse_batch_dependence(name: str, module: nn.Module) -> None:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Switch gradients on, autocast and TF32 off; afterwards restore model, random numbers and settings."""
-    parameters = [(m, dict(m._parameters)) for m in model.modules()]
+    """Switch gradients on, autocast and TF32 off; afterwards restore buffers, random numbers and settings."""
     buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
@@ -62,8 +61,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = tf32
-        for module, found in parameters:  # torch.func.functional_call forgets a module that sits in two places
-            module._parameters.update(found)
         for module, name, buffer, value in buffers:
             module._buffers[name] = buffer
             if not torch.equal(buffer, value):

@@ -1,7 +1,7 @@
 """From points to output gradients: calling the model and the loss, and checking what they return."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +23,34 @@ class OutputGradients:
 
     `unit[k]` belongs to the k-th floating tensor among the outputs (None where no loss depends on it); over all of
     them together each sample has Euclidean norm 1, or 0 where its gradient is exactly zero. `scale` (n,) is the norm
-    that was taken out, so that confident points reach the float32 backward pass at full size.
+    that was taken out, so that confident points reach the float32 backward pass at full size. `cancelled` (n,) tells
+    which gradients have visibly lost their digits.
     """
 
     unit: list[Tensor | None]
     scale: Tensor
     losses: Tensor
+    cancelled: Tensor
+
+    @classmethod
+    def joined(cls, batches: "list[OutputGradients]") -> "OutputGradients":
+        """Those of all points from those of the batches; refuses losses that are not finite, warns of cancellation."""
+        pieces = zip(*(batch.unit for batch in batches), strict=True)
+        unit = [None if piece[0] is None else torch.cat(piece) for piece in pieces]
+        whole = cls(unit, *(torch.cat([getattr(b, f) for b in batches]) for f in ("scale", "losses", "cancelled")))
+        bad = (~whole.losses.isfinite()).nonzero()[:, 0].tolist()
+        if bad:
+            names = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
+            raise ValueError(f"the loss is NaN or infinite at {len(bad)} point(s), index {names}")
+        if whole.cancelled.any():
+            lost = f"{int(whole.cancelled.sum())} of {len(whole.losses)}"
+            warnings.warn(
+                f"the loss's own gradient cancels at {lost} points (fitted so well that "
+                "float64 loses it); sign and cosine of these are not to be trusted. Cross-entropy called as "
+                "torch.nn.functional.cross_entropy or nn.CrossEntropyLoss is computed without cancellation.",
+                stacklevel=6,
+            )
+        return whole
 
 
 @dataclass
@@ -101,27 +123,39 @@ def apply_loss(loss: Loss, outputs: Any, targets: Any) -> tuple[Tensor, bool]:
     return losses, exact.own_arithmetic
 
 
-def output_gradients(outputs: Any, loss: Loss, points: PointSet, numbers: Sequence[int]) -> OutputGradients:
-    """Differentiate the losses of points by the outputs; messages call the points by their `numbers`."""
+def output_gradients(outputs: Any, loss: Loss, points: PointSet) -> OutputGradients:
+    """Differentiate the losses of points by the outputs."""
     n = len(points)
     wide, losses, own_arithmetic = _losses(outputs, loss, points.targets)
     _check_shape(losses, n)
-    _check_finite(losses, numbers)
     if not losses.requires_grad:
         raise ValueError("the loss does not depend on the model's outputs in a way that can be differentiated")
     gradients = torch.autograd.grad(losses.sum(), wide, allow_unused=True)
     used = [g for g in gradients if g is not None]
     if any(g.ndim == 0 or len(g) != n for g in used):
         raise ValueError(f"the model's outputs must have the samples first: {n} samples, shapes {_shapes(used)}")
-    if not own_arithmetic:
-        _warn_of_cancellation(outputs, loss, points.targets, losses, used)
     flat = torch.cat([g.reshape(n, -1) for g in used], dim=1)
     # Squaring 1e-200 would underflow: the largest entry comes out first.
     largest = flat.abs().amax(dim=1)
     rest = torch.linalg.vector_norm(flat / largest.where(largest > 0, 1.0)[:, None], dim=1)
     divisor = (largest * rest).where(largest > 0, 1.0)
     unit = [None if g is None else g / divisor.view(-1, *[1] * (g.ndim - 1)) for g in gradients]
-    return OutputGradients(unit, largest * rest, losses.detach())
+    cancelled = torch.zeros_like(largest, dtype=torch.bool)
+    if not own_arithmetic:
+        cancelled = _cancelled(outputs, loss, points.targets, losses.detach(), flat)
+    return OutputGradients(unit, largest * rest, losses.detach(), cancelled)
+
+
+def weighted_sum(outputs: list[Tensor], unit: list[Tensor | None], weights: Tensor, parameters: list[Tensor]) -> Tensor:
+    r"""$\sum_i w_i J_i^\top u_i$ by one backward pass: all parameters in one vector."""
+    used = [(z, u) for z, u in zip(outputs, unit, strict=True) if u is not None and z.requires_grad]
+    pulled = torch.autograd.grad(
+        [z for z, _ in used],
+        parameters,
+        [(u * weights.view(-1, *[1] * (u.ndim - 1))).to(z.dtype) for z, u in used],
+        materialize_grads=True,
+    )
+    return torch.cat([g.flatten() for g in pulled])
 
 
 def _losses(outputs: Any, loss: Loss, targets: Any, shift: float = 0.0) -> tuple[list[Tensor], Tensor, bool]:
@@ -151,34 +185,22 @@ def _check_shape(losses: Any, n: int) -> None:
         )
 
 
-def _check_finite(losses: Tensor, numbers: Sequence[int]) -> None:
-    bad = (~losses.isfinite()).nonzero()[:, 0]
-    if len(bad):
-        names = ", ".join(str(numbers[i]) for i in bad[:10].tolist()) + (", ..." if len(bad) > 10 else "")
-        raise ValueError(f"the loss is NaN or infinite at {len(bad)} point(s), index {names}")
+def _cancelled(outputs: Any, loss: Loss, targets: Any, losses: Tensor, gradients: Tensor) -> Tensor:
+    """Where a gradient, a row of (n, numbers), has visibly lost its digits.
 
-
-def _warn_of_cancellation(outputs: Any, loss: Loss, targets: Any, losses: Tensor, gradients: list[Tensor]) -> None:
-    """Warn where a gradient has visibly lost its digits.
-
-    Seen are: a loss above zero with a gradient of exactly zero, and a loss that a shift of all outputs leaves alone
-    (as every softmax loss) although the gradient's entries do not add up to zero.
+    Seen are a loss above zero with a gradient of exactly zero, and a gradient that does not tell how the loss changes
+    when all outputs are shifted a little: a softmax loss does not change, so the entries must add up to zero.
     """
-    flat = torch.cat([g.reshape(len(losses), -1) for g in gradients], dim=1).abs()
-    total = sum(g.reshape(len(losses), -1).sum(dim=1) for g in gradients).abs()
-    lost = (flat.amax(dim=1) == 0) & (losses.detach() > 0)
-    suspect = total > 1e-6 * flat.amax(dim=1)
+    largest, total = gradients.abs().amax(dim=1), gradients.sum(dim=1)
+    lost = (largest == 0) & (losses > 0)
+    suspect = total.abs() > 1e-6 * largest
     if suspect.any():
-        shifted = _losses(outputs, loss, targets, shift=1.0)[1].detach()
-        unmoved = (shifted - losses.detach()).abs() <= 1e-6 * losses.detach().abs() + 1e-15
-        lost |= suspect & unmoved
-    if lost.any():
-        warnings.warn(
-            f"the loss's own gradient cancels at {int(lost.sum())} of {len(losses)} points (fitted so well that "
-            "float64 loses it); sign and cosine of these are not to be trusted. Cross-entropy called as "
-            "torch.nn.functional.cross_entropy or nn.CrossEntropyLoss is computed without cancellation.",
-            stacklevel=6,
-        )
+        shift = 1e-6
+        change = _losses(outputs, loss, targets, shift)[1].detach() - losses
+        error = (change - shift * total).abs()
+        rounding = 4 * torch.finfo(torch.float64).eps * losses.abs()
+        lost |= suspect & (error > 0.01 * shift * total.abs() + rounding)
+    return lost
 
 
 def _shapes(tensors: list[Tensor]) -> str:

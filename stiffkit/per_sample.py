@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from stiffkit.output_gradients import Inputs, Loss, PointSet, batches, call, floating, output_gradients
+from stiffkit.output_gradients import Inputs, Loss, OutputGradients, PointSet, batches, call, floating, output_gradients
 
 BATCH = 256  # points in one forward pass without gradients
 VMAP = 32  # points whose gradients torch.func computes at a time: more do not fit into the processor's cache
@@ -71,7 +72,9 @@ class Pullback:
         units = [self.unit[k][part] for k in self.used]
         inputs = self.points.take(part).inputs
         dimensions = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) and leaf.ndim else None, inputs)
-        return list(torch.func.vmap(one, in_dims=(dimensions, 0))(inputs, units))
+        with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # the fused attention kernels know no vmap
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return list(torch.func.vmap(one, in_dims=(dimensions, 0))(inputs, units))
 
     def _one(self, i: int) -> list[Tensor]:
         outputs = self._differentiable(call(self.model, self.points.take(slice(i, i + 1)).inputs))
@@ -95,7 +98,12 @@ class _Functional:
         self.model, self.parameters = model, parameters
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        return torch.func.functional_call(self.model, self.parameters, args, kwargs)
+        own = [(module, dict(module._parameters)) for module in self.model.modules()]
+        try:
+            return torch.func.functional_call(self.model, self.parameters, args, kwargs)
+        finally:  # functional_call puts only one of the names back where a module has two
+            for module, parameters in own:
+                module._parameters.update(parameters)
 
 
 def _batch_of_one(x: Inputs) -> Inputs:
@@ -104,14 +112,14 @@ def _batch_of_one(x: Inputs) -> Inputs:
 
 def pullback(model: nn.Module, loss: Loss, points: PointSet) -> Pullback:
     """Compute the output gradients of all points and prepare to pull them back."""
-    parts = []
+    gradients = []
     for numbers in batches(len(points), BATCH):
         batch = points.take(slice(numbers.start, numbers.stop))
         with torch.no_grad():
             outputs = call(model, batch.inputs)
-        parts.append(output_gradients(outputs, loss, batch, numbers))
-    unit = [None if pieces[0] is None else torch.cat(pieces) for pieces in zip(*(p.unit for p in parts), strict=True)]
-    return Pullback(model, points, unit, torch.cat([p.scale for p in parts]))
+        gradients.append(output_gradients(outputs, loss, batch))
+    whole = OutputGradients.joined(gradients)
+    return Pullback(model, points, whole.unit, whole.scale)
 
 
 def blocks(rows: Pullback, columns: Pullback) -> Iterator[tuple[range, range, list[Tensor], list[Tensor]]]:

@@ -543,6 +543,22 @@ MODELS = {
         lambda: frozen(nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, CLASSES)), "0.weight", "2.bias"),
         normal(6),
     ),
+    "frozen convolution bias": Case(
+        lambda: frozen(
+            nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(16, CLASSES)),
+            "0.bias",
+            "2.weight",
+        ),
+        normal(2, 5, 5),
+    ),
+    "frozen on sequences": Case(
+        lambda: frozen(
+            nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 5), nn.Flatten(), nn.Linear(35, CLASSES)),
+            "0.bias",
+            "2.weight",
+        ),
+        normal(7, 4),
+    ),
     "transformer": Case(
         lambda: nn.Sequential(transformer(4, batch_first=True), nn.Flatten(), nn.Linear(20, CLASSES)), normal(5, 4)
     ),

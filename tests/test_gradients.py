@@ -145,6 +145,34 @@ def test_layers_equal_the_loop_and_sum_to_the_whole(model, loss):
     torch.testing.assert_close(sum(g.dot for g in layers.values()), whole.dot, rtol=0, atol=1e-6 * scale)
 
 
+LAYER_BY_LAYER = [
+    "linear",
+    "linear without bias",
+    "mlp",
+    "nested",
+    "residual",
+    "stride, padding, groups, dilation, max-pool",
+    "stride that does not divide",
+    "as many channels, rows and columns as points",
+    "channels last",
+    "changed in place",
+    "sequences",
+    "as many steps as points",
+    "frozen layer",
+    "frozen weight",
+    "frozen convolution bias",
+    "frozen on sequences",
+]
+
+
+@pytest.mark.parametrize("model", LAYER_BY_LAYER)
+def test_linear_and_convolutional_networks_do_without_torch_func(model, monkeypatch):
+    monkeypatch.setattr(torch.func, "vmap", None)  # needing it would give the warning of the loop, an error here
+    case = build(model, seed=4)
+    gram = gradient_gram(case.model, case.loss, case.points, case.points2)
+    assert_agrees(gram, loop_gram(case.model, case.reference, case.points, case.points2))
+
+
 def test_layers_are_named_after_the_module_that_owns_the_parameters():
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), Forward(lambda s, x: s.fc(x), fc=nn.Linear(5, CLASSES)))
     grams = gradient_gram(model, CROSS_ENTROPY, (torch.randn(N, 4), torch.arange(N) % CLASSES), by="layer")
@@ -973,6 +1001,17 @@ def test_buffers_that_forward_changes_are_restored(layer):
     with _silent():
         gradient_gram(model, CROSS_ENTROPY, (x, torch.arange(N) % CLASSES))
     assert_same(before, state(model))
+
+
+@pytest.mark.parametrize("where", ["forward", "loss"])
+def test_the_generator_is_left_as_found_by_what_draws_numbers(where):
+    """Numbers are drawn, but nothing depends on them."""
+    layer = nn.Linear(4, CLASSES)
+    model = Forward(lambda s, x: s.a(x + 0 * torch.rand(len(x), 4)), a=layer) if where == "forward" else layer
+    loss = CROSS_ENTROPY if where == "forward" else lambda z, y: CROSS_ENTROPY(z, y) + 0 * torch.rand(len(y))
+    points, before = (torch.ones(N, 4), torch.arange(N) % CLASSES), torch.get_rng_state()
+    gradient_gram(model, loss, points)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_points_are_left_as_found():
