@@ -201,10 +201,8 @@ def _per_sample(module: nn.Module, a: Tensor, b: Tensor) -> Iterator[Tensor]:
     """The per-sample gradients of one layer, a slice of (n, columns) at a time."""
     if isinstance(module, nn.Linear):
         a, b = a.flatten(1, -2), b.flatten(1, -2).mT
-    else:
-        b = b.flatten(2)
     if module.bias is not None and module.bias.requires_grad:
-        yield b.sum(dim=2)
+        yield b.flatten(2).sum(dim=2)
     if module.weight.requires_grad:
         yield from (_sequence if isinstance(module, nn.Linear) else _convolution)(module, a, b)
 
@@ -215,17 +213,24 @@ def _sequence(module: nn.Linear, a: Tensor, b: Tensor) -> Iterator[Tensor]:
 
 
 def _convolution(module: nn.Conv2d, a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    options = {name: getattr(module, name) for name in ("kernel_size", "dilation", "padding", "stride")}
     bytes_a_channel = len(a) * module.out_channels // module.groups * module.weight[0, 0].numel() * a.element_size()
     for a_group, b_group in zip(a.chunk(module.groups, 1), b.chunk(module.groups, 1), strict=True):
         for part in _slices(a_group.shape[1], bytes_a_channel):
             # 32 images at a time keep the patches in the processor's cache.
+            images = zip(a_group[:, part].split(32), b_group.split(32), strict=True)
             yield torch.cat(
-                [
-                    torch.bmm(b32, F.unfold(a32, **options).mT).flatten(1)
-                    for a32, b32 in zip(a_group[:, part].split(32), b_group.split(32), strict=True)
-                ]
+                [torch.bmm(b32.flatten(2), _patches(module, a32, b32).mT).flatten(1) for a32, b32 in images]
             )
+
+
+def _patches(module: nn.Conv2d, a: Tensor, b: Tensor) -> Tensor:
+    """What each weight sees at each output position, (n, channels x height x width of the kernel, positions)."""
+    (top, left), (down, across), (y, x) = module.padding, module.dilation, module.stride
+    padded = F.pad(a, (left, left, top, top))
+    image, channel, row, column = padded.stride()
+    shape = (*a.shape[:2], *module.kernel_size, *b.shape[2:])
+    windows = padded.as_strided(shape, (image, channel, row * down, column * across, row * y, column * x))
+    return windows.reshape(len(a), -1, b.shape[2] * b.shape[3])
 
 
 def _slices(size: int, bytes_each: int) -> Iterator[slice]:

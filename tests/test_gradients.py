@@ -795,6 +795,13 @@ def test_forward_that_mixes_samples_is_refused(kind, n):
         gradient_gram(model, CROSS_ENTROPY, (torch.randn(n, 4), torch.arange(n) % CLASSES))
 
 
+def test_forward_that_mixes_samples_is_refused_for_one_point_against_many():
+    model, x, y = Forward(MIXING["centred"], a=nn.Linear(4, CLASSES)), torch.randn(N, 4), torch.arange(N) % CLASSES
+    for sets in ([(x[:1], y[:1]), (x, y)], [(x, y), (x[:1], y[:1])]):
+        with pytest.raises(REFUSED, match=r"(?i)mix|other|batch|depend"):
+            gradient_gram(model, CROSS_ENTROPY, *sets)
+
+
 MIXERS = {
     "attention over points": (
         lambda: nn.Sequential(transformer(4, batch_first=False), nn.Flatten(), nn.Linear(12, CLASSES)),
