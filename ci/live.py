@@ -90,7 +90,7 @@ def facts(chapter, stored, duration) -> str:
     }
     note = stored.metadata.get("stiffkit", {}).get("quick_note", "")
     lines = "\n".join(f"- {name}: {value}" for name, value in rows.items())
-    return f"# {title(stored)} on this machine\n\n{note}\n\n{lines}"
+    return f"# {title(stored)}, on this machine\n\n{note}\n\n{lines}"
 
 
 def title(notebook) -> str:

@@ -121,7 +121,7 @@ def gradient_gram(
         rows = check_points(points, "points", device)
         columns = rows if points2 is None else check_points(points2, "points2", device)
         filled = [s for s in (rows, columns) if len(s)]
-        for s in filled[:1]:
+        for s in filled[: 1 if rows is columns else 2]:
             refuse_mixing(model, loss, s)
         if len(filled) == 2:
             grams = _measure(model, loss, rows, columns, by)

@@ -1,7 +1,7 @@
 """From points to output gradients: calling the model and the loss, and checking what they return."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,9 @@ def check_points(points: Points, name: str, device: torch.device) -> PointSet:
     """Return the points on the model's device, or say what is wrong with them."""
     if not isinstance(points, (tuple, list)) or len(points) != 2:
         raise TypeError(f"{name} must be a pair (inputs, targets), got {type(points).__name__}")
-    inputs, targets = tree_map(lambda leaf: _usable(leaf, device), tuple(points))
+    inputs, targets = points
+    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs  # a tokenizer's BatchEncoding is no dict
+    inputs, targets = tree_map(lambda leaf: _usable(leaf, device), (inputs, targets))
     lengths = {len(leaf) for leaf in tree_leaves((inputs, targets)) if isinstance(leaf, Tensor) and leaf.ndim}
     if not lengths or isinstance(targets, list):
         raise TypeError(f"{name} must hold tensors whose first dimension counts the samples")
@@ -172,15 +174,15 @@ def _losses(outputs: Any, loss: Loss, targets: Any, shift: float = 0.0) -> tuple
 
 def _check_shape(losses: Any, n: int) -> None:
     if not isinstance(losses, Tensor):
-        raise TypeError(f"the loss must return a tensor of shape ({n},), got {type(losses).__name__}")
+        raise TypeError(f"the loss must return a tensor with one loss a point, got {type(losses).__name__}")
     if losses.ndim == 0:
         raise ValueError(
-            f"the loss returned one number for {n} points; stiffness needs one loss a point, shape ({n},): "
+            f"the loss returned one number for {n} points; stiffness needs one loss a point, shape (points,): "
             'take the loss with reduction="none", for example nn.CrossEntropyLoss(reduction="none")'
         )
     if losses.shape != (n,):
         raise ValueError(
-            f"the loss must return one value a point, shape ({n},), got {tuple(losses.shape)}: "
+            f"the loss must return one value a point, shape (points,); for {n} points it gave {tuple(losses.shape)}: "
             "sum or average over the other dimensions, for example loss.flatten(1).sum(1)"
         )
 

@@ -56,7 +56,7 @@ def step_map(change: xr.DataArray, labels: xr.DataArray, point: tuple[float, flo
     """
     stages = change.toy_stage.values
     if axes is None:
-        _, axes = plt.subplots(1, len(stages), figsize=(6.4, 3.5), sharey=True)
+        _, axes = plt.subplots(1, len(stages), figsize=(5.6, 3.2), sharey=True)
     norm = mpl.colors.SymLogNorm(linthresh=0.01, linscale=0.3, vmin=-1, vmax=1, base=10)
     for ax, stage in zip(axes, stages, strict=True):
         panel = change.sel(toy_stage=stage)
@@ -86,7 +86,7 @@ def step_checks(results: xr.Dataset, learning_rate: float, axes: Any = None) -> 
 
     """
     if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(6.4, 3.2))
+        _, axes = plt.subplots(1, 2, figsize=(5.6, 3.0))
     left, right = axes
     for colour, marker, stage in zip((BLUE, ORANGE), "os", results.stage.values, strict=True):
         here = results.sel(stage=stage)
@@ -133,7 +133,7 @@ def class_matrices(
     rows = rows or "row"
     n, m = C.sizes[rows], C.sizes[columns]
     if axes is None:
-        _, axes = plt.subplots(n, m, figsize=(6.4, 0.9 + 4.5 * n / m), squeeze=False, sharex=True, sharey=True)
+        _, axes = plt.subplots(n, m, figsize=(5.6, 0.8 + 3.8 * n / m), squeeze=False, sharex=True, sharey=True)
     names = classes if classes is not None and max(map(len, classes)) <= 2 else C.class_a.values
     norm = mpl.colors.FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: x * np.abs(x)), -1, 1)
     for (i, j), ax in np.ndenumerate(axes):
@@ -164,7 +164,7 @@ def by_layer(within: xr.DataArray, between: xr.DataArray, axes: Any = None) -> n
 
     """
     if axes is None:
-        _, axes = plt.subplots(2, 2, figsize=(6.4, 4.6), sharex=True, sharey=True)
+        _, axes = plt.subplots(2, 2, figsize=(5.6, 4.4), sharex=True, sharey=True)
     positions = np.arange(within.sizes["layer"])
     series = ((within, BLUE, "o", "within classes"), (between, ORANGE, "s", "between classes"))
     for ax, setting in zip(np.ravel(axes), within.setting.values, strict=True):

@@ -1,0 +1,112 @@
+"""Bootstrap errors: against a bootstrap that copies points, and on sets whose variance is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from stiffkit import GradientGram, class_stiffness, stiffness, within_between
+from stiffkit.statistics import bootstrap_error
+
+
+def made_gram(n, seed=0):
+    """The Gram matrix of random gradients in three dimensions."""
+    g = torch.randn(n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    norms = g.norm(dim=1)
+    g = g / norms[:, None]
+    return GradientGram((g @ g.T).clamp(-1, 1), norms, norms, torch.eye(n, dtype=torch.bool))
+
+
+def without_diagonal(S):
+    return S.clone().fill_diagonal_(torch.nan)
+
+
+def errors(S, y, **options):
+    found = bootstrap_error(S, y, **options)
+    return float(found.within), float(found.between)
+
+
+def copying_bootstrap(gram, measure, y, resamples, seed):
+    """Draw the points themselves and measure the copies, one resample at a time."""
+    generator, y = np.random.default_rng(seed), np.asarray(y)
+    members = [np.flatnonzero(y == c) for c in np.unique(y)]
+    summaries = []
+    for _ in range(resamples):
+        index = np.concatenate([generator.choice(m, len(m)) for m in members])
+        W = within_between(class_stiffness(stiffness(gram.block(index, index), measure), y[index]))
+        summaries.append([float(W.within), float(W.between)])
+    return np.std(summaries, axis=0, ddof=1)
+
+
+@pytest.mark.parametrize("measure", ["sign", "cos"])
+def test_equals_a_bootstrap_that_copies_points(measure):
+    gram, y = made_gram(21), [0] * 8 + [1] * 3 + [2] * 10
+    found = errors(stiffness(gram, measure), y, resamples=4000)
+    expected = copying_bootstrap(gram, measure, y, 500, seed=1)
+    np.testing.assert_allclose(found, expected, rtol=4 * math.sqrt(1 / 8000 + 1 / 1000))  # of two standard deviations
+
+
+def test_the_order_of_the_points_and_the_names_of_the_classes_do_not_matter():
+    S, y = stiffness(made_gram(30), "cos"), torch.arange(30) % 3
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(1))
+    found = errors(S[order][:, order], (100 - 7 * y)[order].tolist(), resamples=4000)
+    np.testing.assert_allclose(found, errors(S, y, resamples=4000), rtol=0.1)
+
+
+def test_known_variance_between_classes():
+    """With S = (x_i + x_j) / 2 a cell is half the sum of two class means, whose bootstrap variance is s^2 / n."""
+    x = torch.cat([torch.linspace(-1, 1, 12), torch.linspace(-0.3, 0.5, 7)]).double()
+    y = [0] * 12 + [1] * 7
+    _, between = errors(without_diagonal((x[:, None] + x) / 2), y, resamples=20_000)
+    variances = x[:12].var(correction=0) / 12, x[12:].var(correction=0) / 7
+    assert between == pytest.approx(math.sqrt(sum(variances)) / 2, rel=0.03)
+
+
+def test_known_variance_within_classes():
+    """With S = (x_i + x_j) / 2 a large class's own cell is close to its mean."""
+    n = 400
+    x = torch.linspace(-1, 1, n, dtype=torch.float64)
+    within, _ = errors(without_diagonal((x[:, None] + x) / 2), [0] * n, resamples=2000)
+    assert within == pytest.approx(float(x.std(correction=0)) / math.sqrt(n), rel=0.1)
+
+
+def test_copies_of_a_point_are_no_pairs():
+    S = without_diagonal(torch.full((12, 12), 0.3, dtype=torch.float64))
+    assert errors(S, [0] * 6 + [1] * 6) == pytest.approx((0, 0), abs=1e-12)
+    assert errors(S, [0, 1] + [2] * 10) == pytest.approx((0, 0), abs=1e-12)
+
+
+def test_classes_are_drawn_apart():
+    """Cells that differ from class to class, the same for all points, have no error."""
+    y = torch.arange(12) % 3
+    S = without_diagonal(torch.tensor([[0.9, -0.2, 0.1], [-0.2, 0.5, 0.3], [0.1, 0.3, -1.0]]).double()[y][:, y])
+    assert errors(S, y) == pytest.approx((0, 0), abs=1e-12)
+
+
+def test_errors_fall_as_one_over_the_root_of_the_points():
+    few, many = (errors(stiffness(made_gram(n), "sign"), torch.arange(n) % 2)[1] for n in (40, 640))
+    assert few / many == pytest.approx(4, rel=0.5)
+
+
+def test_a_seed_means_the_same_draws():
+    S, y = stiffness(made_gram(12), "cos"), torch.arange(12) % 2
+    assert errors(S, y, seed=3) == errors(S.numpy(), y.numpy(), seed=3) == errors(S, y.tolist(), seed=3)
+    assert errors(S, y, seed=3) != errors(S, y, seed=4)
+
+
+def test_the_matrix_is_left_alone():
+    S = stiffness(made_gram(12), "cos")
+    before = S.clone()
+    bootstrap_error(S, torch.arange(12) % 2)
+    torch.testing.assert_close(S, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_one_class_and_classes_of_one_point():
+    S = stiffness(made_gram(6), "cos")
+    within, between = errors(S, [4] * 6)
+    assert within > 0
+    assert math.isnan(between)
+    within, between = errors(S, range(6))
+    assert math.isnan(within)
+    assert between == pytest.approx(0, abs=1e-12)
