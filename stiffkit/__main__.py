@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import stiffkit
-from stiffkit import data
+from stiffkit import archives, data
 
 app = typer.Typer(
     help="Stiffness: how a gradient step on one example changes the loss of another.",
@@ -54,14 +54,14 @@ def fetch_data(
     """Download data sets into the data folder, as one NAME.npz each, which can be copied to other machines."""
     with errors_as_messages():
         for name in names:
-            path = data.location(name)
-            typer.echo(f"{name}: embedded, nothing to fetch" if path is None else f"{name}: {data.fetch(name)}")
+            path = archives.location(name)
+            typer.echo(f"{name}: embedded, nothing to fetch" if path is None else f"{name}: {archives.fetch(name)}")
 
 
 @data_app.command("list")
 def list_data() -> None:
     """List the data sets, and which of them are here."""
-    typer.echo(f"data folder: {data.data_folder()}")
+    typer.echo(f"data folder: {archives.data_folder()}")
     width = max(map(len, data.NAMES))
     for name in data.NAMES:
         typer.echo(f"{name:{width}}  {_state(name)}")
@@ -75,7 +75,7 @@ def verify_data(
     failed = False
     for name in names or filter(_is_here, data.NAMES):
         try:
-            typer.echo(f"{name}: official data, SHA-256 {data.verify(name)}")
+            typer.echo(f"{name}: official data, SHA-256 {archives.verify(name)}")
         except _MENDABLE as error:
             typer.echo(f"Error: {error}", err=True)
             failed = True
@@ -84,12 +84,12 @@ def verify_data(
 
 
 def _is_here(name: str) -> bool:
-    path = data.location(name)
+    path = archives.location(name)
     return path is None or path.exists()
 
 
 def _state(name: str) -> str:
-    path = data.location(name)
+    path = archives.location(name)
     if path is None:
         return "embedded"
     return f"{path.stat().st_size / 2**20:.1f} MiB" if path.exists() else f"not here: stiffkit data fetch {name}"

@@ -4,6 +4,7 @@ import ast
 import difflib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -84,8 +85,8 @@ class Chapter(BaseModel):
         name = str(error["loc"][0]) if error["loc"] else ""
         if error["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, cls.model_fields, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            return f"unknown parameter {name!r}{hint} This chapter takes: {', '.join(cls.model_fields)}."
+            hint = f"; did you mean {near[0]!r}" if near else ""
+            return f"unknown parameter {name!r}{hint}. This chapter takes: {', '.join(cls.model_fields)}"
         message = error["msg"].removeprefix("Value error, ")
         return f"parameter {name!r} = {error['input']!r}: {message}" if name else message
 
@@ -133,7 +134,7 @@ class Chapter(BaseModel):
             raise TooLongError(
                 f"this would take about {self.minutes:.1f} minutes, and max_minutes allows {self.max_minutes:g}. "
                 f"Nothing was computed. To allow it: -p max_minutes {self.minutes * 1.5:.0f}. For a quick look: "
-                f"papermill book/{notebook} out.ipynb -f book/parameters/quick/{self.number:02}.yml"
+                f"{_command('papermill')} book/{notebook} out.ipynb -f book/parameters/quick/{self.number:02}.yml"
             )
 
 
@@ -187,6 +188,12 @@ class Definition(Chapter):
         images, pixels = {"digits": (1_201, 64), "cifar10": (50_000, 3 * 1024)}.get(self.dataset, (60_000, 784))
         convolution = {"fc": 0.0, "cnn": 8e-8, "cnn_v1": 4e-7}[self.model] * pixels  # seconds an image, in training
         return (images * (5e-5 + convolution) + 20 + 2e5 * convolution + 0.02 * self.number_of_points) / 60
+
+
+def _command(name: str) -> str:
+    """How a program of the running environment is called at the root of the checkout."""
+    program = Path(sys.executable).with_name(name)
+    return str(program.relative_to(book().parent) if program.is_relative_to(book().parent) else program)
 
 
 def _assigned(source: str) -> list[str]:

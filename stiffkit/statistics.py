@@ -26,13 +26,13 @@ def bootstrap_error(S: Tensor, y: Labels, *, resamples: int = 500, seed: int = 0
 
     """
     S = torch.as_tensor(S, dtype=torch.float64)
-    _, members = class_indicators(torch.as_tensor(y).cpu())
+    _, indicators = class_indicators(torch.as_tensor(y).cpu())
+    members = [indicator.nonzero()[:, 0].numpy() for indicator in indicators.T]
     generator = np.random.default_rng(seed)
     cells = []
     for _ in range(resamples):
-        copies = sum(generator.multinomial(int(m.sum()), (m / m.sum()).numpy()) for m in members.T)
-        weights = members * torch.from_numpy(copies)[:, None]
+        drawn = np.concatenate([generator.choice(points, len(points)) for points in members])
+        weights = indicators * torch.from_numpy(np.bincount(drawn, minlength=len(S)))[:, None]
         cells.append(weighted_cells(S, weights, weights)[0].numpy())
-    return within_between(xr.DataArray(np.stack(cells), dims=("resample", "class_a", "class_b"))).std(
-        "resample", ddof=1
-    )
+    matrices = xr.DataArray(np.stack(cells), dims=("resample", "class_a", "class_b"))
+    return within_between(matrices).std("resample", ddof=1)

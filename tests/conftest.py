@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures that several test files share, and made-up data sets."""
 
 import gzip
 import hashlib
@@ -8,6 +8,30 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+import torch
+
+
+def made_up(seed=0, classes=10, train=3, test=4, size=(3, 5), colour=False):
+    """The arrays of a file: `train` and `test` random images of each class, shuffled."""
+    random = np.random.default_rng(seed)
+    arrays = {}
+    for part, each in (("train", train), ("test", test)):
+        y = random.permutation(np.repeat(np.arange(classes), each))
+        arrays[f"x_{part}"] = random.integers(0, 256, (len(y), *size, *([3] if colour else [])), dtype=np.uint8)
+        arrays[f"y_{part}"] = y
+    return arrays | {"classes": np.array([f"class {k}" for k in range(classes)])}
+
+
+def write(folder, arrays, name="mnist"):
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / f"{name}.npz", **arrays)
+
+
+def same(first, second):
+    parts = ("train", "validation", "test")
+    return first.checksum == second.checksum and all(
+        torch.equal(a, b) for part in parts for a, b in zip(getattr(first, part), getattr(second, part), strict=True)
+    )
 
 
 @pytest.fixture

@@ -197,7 +197,7 @@ def test_a_live_page_has_the_facts_and_the_figures_without_label_prose_and_verdi
     page = nbformat.read(toy / "book/live/01_toy.ipynb", 4)
 
     assert [cell.cell_type for cell in page.cells] == ["markdown", "code"]
-    for words in ("# Title on this machine", "Digits are easy.", "`n`: `2`", "4.2 seconds", "CPU: ", "`abc1234`"):
+    for words in ("# Title, on this machine", "Digits are easy.", "`n`: `2`", "4.2 seconds", "CPU: ", "`abc1234`"):
         assert words in page.cells[0].source
     assert "Prose" not in page.cells[0].source
     assert page.cells[1].metadata.mystnb == {
