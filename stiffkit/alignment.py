@@ -9,8 +9,9 @@ from stiffkit.gradients import GradientGram
 from stiffkit.layers import squared_norms
 from stiffkit.measuring import measurable, undisturbed
 from stiffkit.mixing import refuse_mixing
-from stiffkit.output_gradients import Loss, Points, batches, call, check_points, floating, weighted_sum
-from stiffkit.per_sample import VMAP, Pullback, pullback
+from stiffkit.output_gradients import Loss, call, floating, weighted_sum
+from stiffkit.per_sample import BATCH, VMAP, Pullback, pullback
+from stiffkit.points import Points, batches, check_points
 
 Labels = Tensor | np.ndarray | list[int]
 
@@ -106,6 +107,8 @@ def class_cosine(model: nn.Module, loss: Loss, points: Points, y: Labels) -> xr.
         checked = check_points(points, "points", next(model.parameters()).device)
         if len(labels) != len(checked):
             raise ValueError(f"there are {len(checked)} points, but {len(labels)} labels")
+        if not len(labels):
+            return _labelled(members.T @ members, members.T @ members, classes, classes)
         refuse_mixing(model, loss, checked)
         pull = pullback(model, loss, checked)
         squares = [sum(squared_norms(g) for g in pull.rows(part)) for part in batches(len(checked), VMAP)]
@@ -118,10 +121,14 @@ def class_cosine(model: nn.Module, loss: Loss, points: Points, y: Labels) -> xr.
 
 
 def _class_sum(pull: Pullback, weights: Tensor, members: list[int]) -> Tensor:
-    """The sum of the members' normalised gradients, by one backward pass of their weighted output gradients."""
-    outputs = floating(call(pull.model, pull.points.take(members).inputs))
-    unit = [None if u is None else u[members] for u in pull.unit]
-    return weighted_sum(outputs, unit, weights[members], list(pull.parameters.values())).double()
+    """The sum of the members' normalised gradients, by backward passes of their weighted output gradients."""
+    total = torch.zeros(sum(p.numel() for p in pull.parameters.values()), dtype=torch.float64, device=weights.device)
+    for part in batches(len(members), BATCH):
+        chosen = members[part.start : part.stop]
+        outputs = floating(call(pull.model, pull.points.take(chosen).inputs))
+        unit = [None if u is None else u[chosen] for u in pull.unit]
+        total += weighted_sum(outputs, unit, weights[chosen], list(pull.parameters.values()))
+    return total
 
 
 def weighted_cells(S: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +147,7 @@ def _labels(y: Labels) -> Tensor:
 def class_indicators(labels: Tensor) -> tuple[Tensor, Tensor]:
     """The classes in order, and float64 indicators (n, classes)."""
     classes, index = labels.unique(return_inverse=True)
-    return classes, torch.nn.functional.one_hot(index, len(classes)).double()
+    return classes, (index[:, None] == torch.arange(len(classes))).double()
 
 
 def _labelled(values: Tensor, pairs: Tensor, classes: Tensor, classes2: Tensor) -> xr.DataArray:

@@ -43,7 +43,7 @@ def rounded(value: float, digits: int = 2) -> str:
 class Chapter(BaseModel):
     """Parameters of a chapter; subclasses give the fields, their defaults being those of the recorded run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     number: ClassVar[int]
     name: ClassVar[str]
     max_minutes: float = Field(gt=0, description="what a re-run may take, in minutes")
@@ -68,8 +68,9 @@ class Chapter(BaseModel):
                 value of a wrong type or out of range.
 
         """
-        injected = (source for source in namespace.get("In", ()) if source.startswith("# Parameters\n"))
-        unknown = {name: None for source in injected for name in _assigned(source) if name not in cls.model_fields}
+        injected = [source for source in namespace.get("In", ()) if source.startswith("# Parameters\n")]
+        assigned = _assigned(injected[-1]) if injected else []
+        unknown = {name: None for name in assigned if name not in cls.model_fields}
         return cls.check({name: namespace[name] for name in cls.model_fields if name in namespace} | unknown)
 
     @classmethod

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from stiffkit.layers import Signals, UncertainError, inner, layer_gram, plain_layers, signals, squared_norms
 from stiffkit.measuring import measurable, undisturbed
 from stiffkit.mixing import refuse_mixing
-from stiffkit.output_gradients import Loss, Points, PointSet, check_points
+from stiffkit.output_gradients import Loss
 from stiffkit.per_sample import blocks, pullback
+from stiffkit.points import Points, PointSet, check_points
 
 Index = slice | Iterable[int] | Tensor
 Parts = dict[str, tuple[Tensor, Tensor, Tensor]]  # by layer: inner products (n, m), squared norms (n,) and (m,)
@@ -69,9 +70,9 @@ class GradientGram:
 
 
 def _index(index: Index, n: int) -> Tensor:
-    if isinstance(index, slice):
-        return torch.arange(n)[index]
-    index = index if isinstance(index, Tensor) else torch.tensor(list(index), dtype=torch.long)
+    if not isinstance(index, slice):
+        index = torch.as_tensor(index if hasattr(index, "__array__") else list(index))
+        index = index if index.numel() else index.long()
     return torch.arange(n)[index]
 
 
@@ -152,10 +153,10 @@ def _layer_by_layer(
     for name, module in layers.items():
         g, h = first.by_layer[name], second.by_layer[name]
         products = layer_gram(module, g, g if first is second else h)
+        if not _agrees(name, first, second, products):
+            raise UncertainError(f"layer {name!r} sums to something else than autograd's gradient")
         total = parts.get(key := name if by == "layer" else "")
         parts[key] = products if total is None else tuple(t + p for t, p in zip(total, products, strict=True))
-    if not _agrees(first, second, parts):
-        raise UncertainError("the layers' sums are not those of the whole network")
     return parts, (first.scale, second.scale)
 
 
@@ -186,6 +187,9 @@ def _zeros(rows: PointSet, columns: PointSet) -> tuple[Tensor, Tensor, Tensor]:
 
 def _assemble(part: tuple[Tensor, Tensor, Tensor], scales: Scales, same: bool) -> GradientGram:
     dot, *squares = (x.cpu() for x in part)
+    bad = (~squares[0].isfinite()).nonzero()[:, 0].tolist() + (~squares[1].isfinite()).nonzero()[:, 0].tolist()
+    if bad:
+        raise ValueError(f"the gradient is not finite at {len(bad)} point(s), index {', '.join(map(str, bad[:10]))}")
     lengths = [square.sqrt() for square in squares]
     cos = dot
     for length, shape in zip(lengths, ((-1, 1), (1, -1)), strict=True):
@@ -206,13 +210,13 @@ def _nothing(model: nn.Module, by: str | None) -> dict[str, GradientGram]:
     return dict.fromkeys(owners if by == "layer" else [""], empty)
 
 
-def _agrees(first: Signals, second: Signals, parts: Parts) -> bool:
-    r"""Hold $w^\top K w'$ to the inner product of two sums of gradients that plain autograd has taken.
+def _agrees(name: str, first: Signals, second: Signals, products: tuple[Tensor, Tensor, Tensor]) -> bool:
+    r"""Hold $w^\top K w'$ of a layer to the inner product of two sums of gradients that plain autograd has taken.
 
     A kink of a ReLU decided otherwise may move it a little; a layer whose rows are not the samples, by far.
     """
-    dot, square, square2 = (sum(tensors) for tensors in zip(*parts.values(), strict=True))
+    dot, square, square2 = products
     w, w2 = first.weights.double(), second.weights.double()
-    expected = first.total.double() @ second.total.double()
+    expected = inner(first.totals[name][None], second.totals[name][None])[0, 0]
     size = ((w.square() @ square) * (w2.square() @ square2)).sqrt()
     return bool((w @ dot @ w2 - expected).abs() <= 1e-3 * size)

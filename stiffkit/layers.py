@@ -6,7 +6,6 @@ the Gram matrix is $(a_i\cdot a_j + 1)\,(b_i\cdot b_j)$: the gradient itself, ro
 formed. On sequences and for convolutions the sum over positions is formed, one slice of one layer at a time.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -19,13 +18,13 @@ from torch.autograd.graph import get_gradient_edge
 from stiffkit.output_gradients import (
     Loss,
     OutputGradients,
-    PointSet,
-    batches,
     call,
     floating,
     output_gradients,
+    parameters_of,
     weighted_sum,
 )
+from stiffkit.points import PointSet, batches
 
 COLUMNS = 65_536  # the longest float32 sum; longer ones are added in float64 (a sum over 1e8 columns would err by 3e-2)
 SLICE_BYTES = 256 * 2**20  # the most that the per-sample gradients of one slice of a layer take
@@ -43,23 +42,19 @@ class UncertainError(Exception):
 class Signals:
     r"""For each layer its inputs a and output gradients b, samples first, and what was taken out of b.
 
-    `total` is $\sum_i w_i g_i$ over all points and trainable parameters, by plain autograd, with random `weights` w
-    (n,): what the layers say of the same sum has to agree.
+    `totals` are $\sum_i w_i g_i$ over all points, a vector a layer, by plain autograd, with random `weights` w (n,):
+    what the layers' inputs and output gradients say of the same sum has to agree.
     """
 
     by_layer: dict[str, Signal]
     scale: Tensor
     weights: Tensor
-    total: Tensor
+    totals: dict[str, Tensor]
 
 
 def plain_layers(model: nn.Module) -> dict[str, nn.Module] | None:
     """The layers by name if every trainable parameter belongs to one plain nn.Linear or nn.Conv2d, else None."""
-    owners = [
-        (name, module)
-        for name, module in model.named_modules(remove_duplicate=False)
-        if any(p.requires_grad for p in module.parameters(recurse=False))
-    ]
+    owners = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if _trainable(module)]
     parameters = [p for _, module in owners for p in module.parameters(recurse=False)]
     tied = len({id(p) for p in parameters}) < len(parameters)
     return None if tied or not all(_is_plain(module) for _, module in owners) else dict(owners)
@@ -83,8 +78,8 @@ def signals(model: nn.Module, layers: dict[str, nn.Module], loss: Loss, points: 
     """
     found: dict[str, list[Signal]] = {name: [] for name in layers}
     weights = torch.randn(len(points), generator=torch.Generator().manual_seed(0)).to(points.device)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    total = torch.zeros(sum(p.numel() for p in parameters), device=points.device)
+    parameters = [_trainable(module) for module in layers.values()]
+    totals = [0.0] * len(layers)
     gradients = []
     for numbers in batches(len(points), BATCH):
         part = slice(numbers.start, numbers.stop)
@@ -94,10 +89,18 @@ def signals(model: nn.Module, layers: dict[str, nn.Module], loss: Loss, points: 
         gradients.append(output_gradients(outputs, loss, batch))
         for name, signal in calls.differentiate(floating(outputs), gradients[-1].unit, len(batch)).items():
             found[name].append(signal)
-        total += weighted_sum(floating(outputs), gradients[-1].unit, weights[part], parameters)
+        summed = weighted_sum(
+            floating(outputs), gradients[-1].unit, weights[part], [p for owned in parameters for p in owned]
+        )
+        pieces = summed.split([sum(p.numel() for p in owned) for owned in parameters])
+        totals = [total + piece for total, piece in zip(totals, pieces, strict=True)]
     scale = OutputGradients.joined(gradients).scale
     joined = {name: tuple(torch.cat(parts) for parts in zip(*found[name], strict=True)) for name in layers}
-    return Signals(joined, scale, weights, total)
+    return Signals(joined, scale, weights, dict(zip(layers, totals, strict=True)))
+
+
+def _trainable(module: nn.Module) -> list[Tensor]:
+    return [p for p in module.parameters(recurse=False) if p.requires_grad]
 
 
 class _Calls:
@@ -128,10 +131,9 @@ class _Calls:
     def differentiate(self, outputs: list[Tensor], unit: list[Tensor | None], n: int) -> dict[str, Signal]:
         """Each layer's input and output gradient, for n samples whose output gradients are `unit`."""
         pairs = [(z, u.to(z.dtype)) for z, u in zip(outputs, unit, strict=True) if u is not None and z.requires_grad]
-        uses = _uses([z for z, _ in pairs])
+        uses = parameters_of([z for z, _ in pairs])
         for name, module in self.layers.items():
-            parameters = [p for p in module.parameters(recurse=False) if p.requires_grad]
-            if len(self.inputs[name]) != 1 or any(uses[p] != 1 for p in parameters):
+            if len(self.inputs[name]) != 1 or any(uses[p] != 1 for p in _trainable(module)):
                 raise UncertainError(f"layer {name!r} is not used exactly once, by a call")
         gradients = torch.autograd.grad(
             [z for z, _ in pairs],
@@ -155,23 +157,6 @@ class _Calls:
         if tensor.ndim not in dimensions or len(tensor) != n:
             raise UncertainError(f"layer {name!r} does not keep one row a sample")
         return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _uses(outputs: list[Tensor]) -> Counter:
-    """How often each parameter enters the graph behind the outputs."""
-    uses: Counter = Counter()
-    seen, stack = set(), [z.grad_fn for z in outputs]
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        for below, _ in node.next_functions:
-            if below is not None and hasattr(below, "variable"):
-                uses[below.variable] += 1
-            elif below is not None:
-                stack.append(below)
-    return uses
 
 
 def layer_gram(module: nn.Module, rows: Signal, columns: Signal) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,12 +225,23 @@ def _slices(size: int, bytes_each: int) -> Iterator[slice]:
 
 def inner(g: Tensor, h: Tensor) -> Tensor:
     """The inner products of rows, (n, m) in float64, summed in blocks of `COLUMNS`."""
+    (g, size), (h, size2) = _at_size_one(g), _at_size_one(h)
     total = torch.zeros(len(g), len(h), dtype=torch.float64, device=g.device)
     for start in range(0, g.shape[1], COLUMNS):
         total += g[:, start : start + COLUMNS] @ h[:, start : start + COLUMNS].T
-    return total
+    return total * size[:, None] * size2
 
 
 def squared_norms(g: Tensor) -> Tensor:
     """The squared norm of each row, (n,) in float64."""
-    return torch.stack([part.square().sum(dim=1).double() for part in g.split(COLUMNS, dim=1)]).sum(dim=0)
+    g, size = _at_size_one(g)
+    sums = [part.square().sum(dim=1).double() for part in g.split(COLUMNS, dim=1)]
+    return torch.stack(sums).sum(dim=0) * size.square()
+
+
+def _at_size_one(g: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows with their largest entry (n,) in float64 taken out where float32 products would leave their range."""
+    largest = torch.linalg.vector_norm(g, ord=torch.inf, dim=1)
+    usual = ((largest > 1e-12) & (largest < 1e12)) | (largest == 0)
+    size = largest.where(~usual, 1.0)
+    return (g if bool(usual.all()) else g / size[:, None]), size.double()

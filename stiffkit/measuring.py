@@ -20,6 +20,11 @@ def measurable(model: nn.Module) -> nn.Module:
         raise ValueError("the model has no parameter that requires a gradient: call model.requires_grad_(True)")
     for name, module in model.named_modules():
         _refuse_batch_dependence(name or "the model", module)
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and (module.max_norm is not None or module.sparse):
+            raise ValueError(f"layer {name!r}: an embedding with max_norm or sparse gradients cannot be measured")
+    hooked = [name for name, p in model.named_parameters() if p.requires_grad and p._backward_hooks]
+    if hooked:
+        raise ValueError(f"parameter {hooked[0]!r} has a hook that may change its gradient: remove it first")
     if trainable[0].device.type == "mps":
         warnings.warn("float64 is missing on MPS: a copy of the model is measured on the CPU", stacklevel=3)
         return copy.deepcopy(model).cpu()
@@ -48,21 +53,36 @@ def _refuse_batch_dependence(name: str, module: nn.Module) -> None:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Switch gradients on, autocast and TF32 off; afterwards restore buffers, random numbers and settings."""
-    buffers = [(m, name, b, b.clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None]
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    """Switch gradients on; autocast, TF32 and fused inference off. Afterwards restore model, generator and settings."""
+    modules = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    values = [(b, b.clone()) for b in model.buffers()]
+    precisions = [(backend, backend.fp32_precision) for backend in _backends()]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    autocast = torch.autocast("cuda" if devices else "cpu", enabled=False)
     try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        autocast = torch.autocast("cuda" if devices else "cpu", enabled=False)
+        for backend, _ in precisions:
+            backend.fp32_precision = "ieee"
+        # nn.TransformerEncoder computes something else at padded positions where it may take its fused path.
+        torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), autocast:
             yield
     finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for backend, precision in precisions:
+            backend.fp32_precision = precision
+        for module, attributes, parameters, buffers in modules:
+            vars(module).clear()
+            vars(module).update(attributes)
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        for buffer, value in values:
             if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
+
+
+def _backends() -> list:
+    """Where PyTorch keeps the precision of float32 products."""
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    return [cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]

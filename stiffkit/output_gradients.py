@@ -1,19 +1,18 @@
-"""From points to output gradients: calling the model and the loss, and checking what they return."""
+"""From outputs to output gradients: calling the model and the loss, and checking what they return."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from stiffkit.losses import ExactLosses
+from stiffkit.points import Inputs, PointSet
 
-Inputs = Tensor | tuple | dict
-Points = tuple[Inputs, Any]
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -45,63 +44,12 @@ class OutputGradients:
         if whole.cancelled.any():
             lost = f"{int(whole.cancelled.sum())} of {len(whole.losses)}"
             warnings.warn(
-                f"the loss's own gradient cancels at {lost} points (fitted so well that "
-                "float64 loses it); sign and cosine of these are not to be trusted. Cross-entropy called as "
-                "torch.nn.functional.cross_entropy or nn.CrossEntropyLoss is computed without cancellation.",
+                f"the gradient cancels at {lost} points, fitted so well that the arithmetic loses it; their signs "
+                "and cosines are not to be trusted. Let the model return logits (no softmax or log-softmax) and the "
+                "loss be nn.CrossEntropyLoss or F.cross_entropy: these are computed without cancellation.",
                 stacklevel=6,
             )
         return whole
-
-
-@dataclass
-class PointSet:
-    """Points that have been checked: inputs and targets on the model's device, and their number."""
-
-    inputs: Inputs
-    targets: Any
-    n: int
-    device: torch.device
-
-    def __len__(self) -> int:
-        return self.n
-
-    def take(self, index: slice | list[int]) -> "PointSet":
-        """Some of the points."""
-        number = len(range(self.n)[index]) if isinstance(index, slice) else len(index)
-        return PointSet(_take(self.inputs, index), _take(self.targets, index), number, self.device)
-
-
-def check_points(points: Points, name: str, device: torch.device) -> PointSet:
-    """Return the points on the model's device, or say what is wrong with them."""
-    if not isinstance(points, (tuple, list)) or len(points) != 2:
-        raise TypeError(f"{name} must be a pair (inputs, targets), got {type(points).__name__}")
-    inputs, targets = points
-    inputs = dict(inputs) if isinstance(inputs, Mapping) else inputs  # a tokenizer's BatchEncoding is no dict
-    inputs, targets = tree_map(lambda leaf: _usable(leaf, device), (inputs, targets))
-    lengths = {len(leaf) for leaf in tree_leaves((inputs, targets)) if isinstance(leaf, Tensor) and leaf.ndim}
-    if not lengths or isinstance(targets, list):
-        raise TypeError(f"{name} must hold tensors whose first dimension counts the samples")
-    if len(lengths) > 1:
-        raise ValueError(f"{name}: inputs and targets have different numbers of samples: {sorted(lengths)}")
-    return PointSet(inputs, targets, lengths.pop(), device)
-
-
-def _usable(leaf: Any, device: torch.device) -> Any:
-    if isinstance(leaf, np.ndarray):
-        leaf = torch.from_numpy(leaf)
-    if not isinstance(leaf, Tensor):
-        return leaf
-    # What inference mode made cannot be saved for a backward pass: copied.
-    return (leaf.clone() if leaf.is_inference() else leaf.detach()).to(device)
-
-
-def _take(tree: Any, index: slice | list[int]) -> Any:
-    return tree_map(lambda leaf: leaf[index] if isinstance(leaf, Tensor) and leaf.ndim else leaf, tree)
-
-
-def batches(n: int, size: int) -> list[range]:
-    """The numbers 0 to n - 1 in runs of at most `size`."""
-    return [range(i, min(i + size, n)) for i in range(0, n, size)]
 
 
 def call(model: Callable, inputs: Inputs) -> Any:
@@ -125,13 +73,23 @@ def apply_loss(loss: Loss, outputs: Any, targets: Any) -> tuple[Tensor, bool]:
     return losses, exact.own_arithmetic
 
 
-def output_gradients(outputs: Any, loss: Loss, points: PointSet) -> OutputGradients:
-    """Differentiate the losses of points by the outputs."""
+def output_gradients(outputs: Any, loss: Loss, points: PointSet, refused: Iterable[Tensor] = ()) -> OutputGradients:
+    """Differentiate the losses of points by the outputs; the loss may not depend directly on what is `refused`."""
     n = len(points)
+    if not floating(outputs):
+        raise TypeError(
+            f"no floating tensor found in the model's output, a {type(outputs).__name__}: let it return a tensor, a "
+            "tuple or dict of tensors, or a Hugging Face output"
+        )
     wide, losses, own_arithmetic = _losses(outputs, loss, points.targets)
-    _check_shape(losses, n)
+    check_shape(losses, n)
     if not losses.requires_grad:
         raise ValueError("the loss does not depend on the model's outputs in a way that can be differentiated")
+    if not {id(p) for p in refused}.isdisjoint(id(leaf) for leaf in parameters_of([losses])):
+        raise ValueError(
+            "the loss uses parameters of the model directly, not through the outputs (as a penalty on weights does): "
+            "measure the loss of the data alone"
+        )
     gradients = torch.autograd.grad(losses.sum(), wide, allow_unused=True)
     used = [g for g in gradients if g is not None]
     if any(g.ndim == 0 or len(g) != n for g in used):
@@ -172,7 +130,8 @@ def _losses(outputs: Any, loss: Loss, targets: Any, shift: float = 0.0) -> tuple
     return floating(wide), losses, own_arithmetic
 
 
-def _check_shape(losses: Any, n: int) -> None:
+def check_shape(losses: Any, n: int) -> None:
+    """Refuse what is not one loss a point, with advice."""
     if not isinstance(losses, Tensor):
         raise TypeError(f"the loss must return a tensor with one loss a point, got {type(losses).__name__}")
     if losses.ndim == 0:
@@ -188,21 +147,52 @@ def _check_shape(losses: Any, n: int) -> None:
 
 
 def _cancelled(outputs: Any, loss: Loss, targets: Any, losses: Tensor, gradients: Tensor) -> Tensor:
-    """Where a gradient, a row of (n, numbers), has visibly lost its digits.
+    """Where a gradient, a row of (n, numbers), has visibly lost its digits or is about to.
 
-    Seen are a loss above zero with a gradient of exactly zero, and a gradient that does not tell how the loss changes
-    when all outputs are shifted a little: a softmax loss does not change, so the entries must add up to zero.
+    Seen are a loss above zero with a gradient of exactly zero; a gradient that does not tell how the loss changes when
+    all outputs are shifted a little (a softmax loss does not change, so the entries must add up to zero); and outputs
+    that are probabilities or their logarithms already, on points so well fitted that the model's own backward pass
+    cancels.
     """
     largest, total = gradients.abs().amax(dim=1), gradients.sum(dim=1)
     lost = (largest == 0) & (losses > 0)
     suspect = total.abs() > 1e-6 * largest
     if suspect.any():
         shift = 1e-6
-        change = _losses(outputs, loss, targets, shift)[1].detach() - losses
-        error = (change - shift * total).abs()
+        above, below = (_losses(outputs, loss, targets, s)[1].detach() for s in (shift, -shift))
+        error = ((above - below) / 2 - shift * total).abs()
         rounding = 4 * torch.finfo(torch.float64).eps * losses.abs()
         lost |= suspect & (error > 0.01 * shift * total.abs() + rounding)
+    for z in floating(outputs):
+        lost |= _fitted_probabilities(z.detach(), len(losses))
     return lost
+
+
+def _fitted_probabilities(z: Tensor, n: int) -> Tensor:
+    """Where outputs (n, classes) are a softmax, or its logarithm, whose backward pass loses more than three digits."""
+    if z.ndim != 2 or len(z) != n or z.shape[1] < 2:
+        return torch.zeros(n, dtype=torch.bool, device=z.device)
+    p = z.double() if bool((z >= 0).all()) else z.double().exp()
+    eps = torch.finfo(z.dtype).eps
+    is_softmax = bool(((p.sum(dim=1) - 1).abs() < 100 * eps).all())
+    return (1 - p.amax(dim=1) < 1000 * eps) & is_softmax
+
+
+def parameters_of(tensors: list[Tensor]) -> Counter:
+    """How often each leaf that requires a gradient, a parameter as a rule, enters the graph behind tensors."""
+    uses: Counter = Counter()
+    seen, stack = set(), [t.grad_fn for t in tensors if t.grad_fn is not None]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for below, _ in node.next_functions:
+            if below is not None and hasattr(below, "variable"):
+                uses[below.variable] += 1
+            elif below is not None:
+                stack.append(below)
+    return uses
 
 
 def _shapes(tensors: list[Tensor]) -> str:

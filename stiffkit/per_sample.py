@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from stiffkit.output_gradients import Inputs, Loss, OutputGradients, PointSet, batches, call, floating, output_gradients
+from stiffkit.output_gradients import Loss, OutputGradients, call, floating, output_gradients
+from stiffkit.points import Inputs, PointSet, batches
 
 BATCH = 256  # points in one forward pass without gradients
 VMAP = 32  # points whose gradients torch.func computes at a time: more do not fit into the processor's cache
@@ -140,7 +141,7 @@ def _block_size(rows: Pullback) -> int:
     """How many points' gradients fit twice into half of the memory that is free."""
     parameter = next(iter(rows.parameters.values()))
     free = torch.cuda.mem_get_info(parameter.device)[0] if parameter.is_cuda else psutil.virtual_memory().available
-    each = sum(p.numel() for p in rows.parameters.values()) * parameter.element_size()
+    each = sum(p.numel() for p in rows.parameters.values()) * max(4, parameter.element_size())
     return max(1, int(free / 4 / max(1, each)))
 
 

@@ -56,7 +56,8 @@ def step_map(change: xr.DataArray, labels: xr.DataArray, point: tuple[float, flo
     """
     stages = change.toy_stage.values
     if axes is None:
-        _, axes = plt.subplots(1, len(stages), figsize=(5.6, 3.2), sharey=True)
+        _, axes = plt.subplots(1, len(stages), figsize=(5.6, 3.2), sharey=True, squeeze=False)
+    axes = np.ravel(axes)
     norm = mpl.colors.SymLogNorm(linthresh=0.01, linscale=0.3, vmin=-1, vmax=1, base=10)
     for ax, stage in zip(axes, stages, strict=True):
         panel = change.sel(toy_stage=stage)
@@ -71,7 +72,7 @@ def step_map(change: xr.DataArray, labels: xr.DataArray, point: tuple[float, flo
     )
     bar.ax.set_xticklabels(["raised most", "a tenth", "left alone", "a tenth", "lowered most"])
     bar.set_label("loss after one step on the circled point")
-    return np.asarray(axes)
+    return axes
 
 
 @_styled
@@ -164,10 +165,16 @@ def by_layer(within: xr.DataArray, between: xr.DataArray, axes: Any = None) -> n
 
     """
     if axes is None:
-        _, axes = plt.subplots(2, 2, figsize=(5.6, 4.4), sharex=True, sharey=True)
+        columns = min(2, within.sizes["setting"])
+        rows = -(-within.sizes["setting"] // columns)
+        size = (5.6, 0.6 + 1.9 * rows)
+        _, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    axes = np.atleast_2d(axes)
+    for ax in axes.flat[within.sizes["setting"] :]:
+        ax.set_visible(False)
     positions = np.arange(within.sizes["layer"])
     series = ((within, BLUE, "o", "within classes"), (between, ORANGE, "s", "between classes"))
-    for ax, setting in zip(np.ravel(axes), within.setting.values, strict=True):
+    for ax, setting in zip(axes.flat, within.setting.values, strict=False):
         for (values, colour, marker, label), measure in product(series, ("cos", "sign")):
             look = {} if measure == "cos" else {"markerfacecolor": "none", "markersize": 9}
             chosen = values.sel(setting=setting, measure=measure)
@@ -177,10 +184,10 @@ def by_layer(within: xr.DataArray, between: xr.DataArray, axes: Any = None) -> n
         ax.set(ylim=(-1.15, 1.15), xlim=(-0.5, positions[-1] + 0.5))
         ax.set_title(str(setting))
         ax.set_xticks(positions, [str(name).removeprefix("layer ") for name in within.layer.values])
-    for ax in np.atleast_2d(axes)[-1]:
+    for ax in axes[-1]:
         ax.set_xlabel("layer")
-    for ax in np.atleast_2d(axes)[:, 0]:
+    for ax in axes[:, 0]:
         ax.set_ylabel("stiffness")
-    handles, labels = ax.get_legend_handles_labels()
-    ax.figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
-    return np.asarray(axes)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0, 0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    return axes

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 
 import torch
 import xarray as xr
@@ -54,13 +55,13 @@ def load_recorded(p: Chapter) -> xr.Dataset | None:
 
 def _provenance() -> dict[str, str | int | float]:
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if which("git") else ""
     return {
         "stiffkit": stiffkit.__version__,
         "commit": commit or "unknown",
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "device": f"CPU, {platform.machine()}",
         "threads": torch.get_num_threads(),
         "peak_memory_mb": _peak_memory(),
     }

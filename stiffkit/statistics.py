@@ -26,6 +26,8 @@ def bootstrap_error(S: Tensor, y: Labels, *, resamples: int = 500, seed: int = 0
 
     """
     S = torch.as_tensor(S, dtype=torch.float64)
+    if S.ndim != 2 or S.shape != (len(y), len(y)) or not S.diagonal().isnan().all():
+        raise ValueError(f"S must be a set of {len(y)} points with itself, its diagonal NaN; got {tuple(S.shape)}")
     _, indicators = class_indicators(torch.as_tensor(y).cpu())
     members = [indicator.nonzero()[:, 0].numpy() for indicator in indicators.T]
     generator = np.random.default_rng(seed)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from stiffkit.measuring import measurable
-from stiffkit.output_gradients import Inputs, Loss, Points, PointSet, apply_loss, call, check_points
+from stiffkit.measuring import measurable, undisturbed
+from stiffkit.output_gradients import Loss, apply_loss, call, check_shape
+from stiffkit.points import Inputs, Points, PointSet, check_points
 
 
 def loss_change(
@@ -34,9 +35,13 @@ def loss_change(
     """
     model = measurable(model)
     device = next(model.parameters()).device
-    rows, columns = check_points(points, "points", device), check_points(points2, "points2", device)
-    idle = _losses_after(model, loss, optimizer, None, columns)
-    changes = [_losses_after(model, loss, optimizer, rows.take([i]), columns) - idle for i in range(len(rows))]
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in stepped for p in model.parameters()):
+        raise ValueError("the optimizer steps none of the model's parameters: build it on model.parameters()")
+    with undisturbed(model):
+        rows, columns = check_points(points, "points", device), check_points(points2, "points2", device)
+        idle = _losses_after(model, loss, optimizer, None, columns)
+        changes = [_losses_after(model, loss, optimizer, rows.take([i]), columns) - idle for i in range(len(rows))]
     return torch.stack(changes).cpu() if changes else idle.new_zeros(0, len(columns)).cpu()
 
 
@@ -54,7 +59,9 @@ def _losses_after(
         apply_loss(loss, call(model, _double(point.inputs)), point.targets)[0].sum().backward()
     optimizer.step()
     with torch.no_grad():
-        return apply_loss(loss, call(model, _double(watched.inputs)), watched.targets)[0]
+        losses = apply_loss(loss, call(model, _double(watched.inputs)), watched.targets)[0]
+    check_shape(losses, len(watched))
+    return losses
 
 
 def _double(inputs: Inputs) -> Inputs:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from stiffkit.losses import cross_entropy_float32
-from stiffkit.output_gradients import Loss, Points
+from stiffkit.output_gradients import Loss
+from stiffkit.points import Points
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
@@ -103,7 +104,8 @@ def _train(
         reached = [image for image in due if images - len(batch) < image <= images]
         diverged = (bool(reached) or images % n == 0) and not total.isfinite()
         if reached or diverged:
-            yield Checkpoint(images, images / n, float(total) / seen, diverged, model, optimizer)
+            here = Checkpoint(images, images / n, float(total) / seen, diverged, model, optimizer)
+            yield from [here] if diverged else [here] * len(reached)
             seen, total = 0, torch.zeros_like(total)
         if diverged:
             return
@@ -120,7 +122,7 @@ def _due(checkpoints: Sequence[float], unit: str, n: int) -> list[int]:
     if unit not in ("epochs", "images"):
         raise ValueError(f'unit must be "epochs" or "images", got {unit!r}')
     due = [round(c * n) if unit == "epochs" else int(c) for c in checkpoints]
-    if not due or due[0] < 0 or any(a >= b for a, b in pairwise(due)):
+    if not due or min(checkpoints) < 0 or any(a >= b for a, b in pairwise(due)):
         raise ValueError(f"checkpoints must ascend from 0 or more, got {list(checkpoints)} {unit}")
     return due
 

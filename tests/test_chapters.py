@@ -232,7 +232,6 @@ def test_read_leaves_other_names_alone():
     assert Definition.read(namespace(cell, "import os\ndataset_name = 3", injected(seed=2))) == Definition(seed=2)
 
 
-@pytest.mark.xfail(strict=True, reason="the first version of the cell stays in In and counts: reported")
 def test_read_after_a_person_has_corrected_the_injected_cell():
     wrong, right = injected(datset="digits"), injected(dataset="digits")
     assert Definition.read(namespace(DEFAULTS, wrong, right)) == Definition(dataset="digits")

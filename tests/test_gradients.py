@@ -1011,13 +1011,14 @@ def test_buffers_that_forward_changes_are_restored(layer):
 
 
 @pytest.mark.parametrize("where", ["forward", "loss"])
-def test_the_generator_is_left_as_found_by_what_draws_numbers(where):
-    """Numbers are drawn, but nothing depends on them."""
+def test_what_draws_random_numbers_is_refused_and_the_generator_left_as_found(where):
+    """Also where nothing depends on them: two points cannot show that."""
     layer = nn.Linear(4, CLASSES)
     model = Forward(lambda s, x: s.a(x + 0 * torch.rand(len(x), 4)), a=layer) if where == "forward" else layer
     loss = CROSS_ENTROPY if where == "forward" else lambda z, y: CROSS_ENTROPY(z, y) + 0 * torch.rand(len(y))
     points, before = (torch.ones(N, 4), torch.arange(N) % CLASSES), torch.get_rng_state()
-    gradient_gram(model, loss, points)
+    with pytest.raises(ValueError, match=r"random numbers.*eval"):
+        gradient_gram(model, loss, points)
     assert torch.equal(torch.get_rng_state(), before)
 
 

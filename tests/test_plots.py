@@ -183,7 +183,6 @@ def test_step_map_says_what_the_colours_mean():
     assert any("loss" in text for text in texts)
 
 
-@pytest.mark.xfail(strict=True, reason="plt.subplots gives no array for one panel: reported")
 def test_step_map_of_one_stage():
     axes = plots.step_map(CHANGE[:1], PLACES, (0, 0))
     assert [ax.get_title() for ax in axes] == ["before"]
@@ -312,7 +311,6 @@ def test_by_layer_has_one_legend_and_labels_at_the_edges():
     assert {ax.get_ylabel() for ax in axes[:, 0]} == {"stiffness"}
 
 
-@pytest.mark.xfail(strict=True, reason="always four panels: reported")
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_by_layer_of_fewer_settings(count):
     axes = plots.by_layer(WITHIN[:count], BETWEEN[:count])

@@ -161,7 +161,6 @@ def test_the_file_is_compressed_and_can_be_deleted_after_reading(folder):
     assert load_recorded(Small()) is None
 
 
-@pytest.mark.xfail(strict=True, reason="a GPU that was not used is named: reported")
 def test_the_device_is_the_one_that_computed(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")

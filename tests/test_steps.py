@@ -161,7 +161,6 @@ def test_inputs_in_a_tuple():
     torch.testing.assert_close(found, loss_change(model, CROSS_ENTROPY, (x, y), (x, y), SGD(model.parameters())))
 
 
-@pytest.mark.xfail(strict=True, reason="an averaged loss is taken, the result has the wrong shape: reported")
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_loss_that_is_no_loss_a_point_is_refused(reduction):
     model, points, points2 = problem()

@@ -194,7 +194,6 @@ def test_the_start_need_not_be_a_checkpoint():
     assert reached([2], "epochs") == [(100, 2)]
 
 
-@pytest.mark.xfail(strict=True, reason="two checkpoints within one batch give one record: reported")
 def test_every_entry_of_the_checkpoints_has_a_record():
     assert [images for images, _ in reached([10, 20, 40], "images")] == [32, 32, 50]
 
@@ -303,10 +302,7 @@ def test_errors_come_when_called(options, message):
 
 @pytest.mark.parametrize(
     ("checkpoints", "unit"),
-    [
-        pytest.param(*case, marks=pytest.mark.xfail(strict=True, reason="rounded to 0 and taken: reported"))
-        for case in itertools.product([[-0.001], [-0.001, 1]], ["images", "epochs"])
-    ],
+    list(itertools.product([[-0.001], [-0.001, 1]], ["images", "epochs"])),
 )
 def test_a_fraction_below_zero_is_negative_too(checkpoints, unit):
     with pytest.raises(ValueError, match="checkpoints"):
