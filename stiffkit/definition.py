@@ -171,6 +171,16 @@ def _generalization(model: nn.Module, dataset: Dataset) -> xr.Dataset:
     return xr.Dataset({"test_loss": float(cross_entropy(outputs, targets).mean()), "test_accuracy": float(accuracy)})
 
 
+def _features(model: nn.Module, points: Points) -> dict[str, float]:
+    """What the last layer sees: mean length and mean pairwise cosine of its inputs h, and of h with the bias's 1."""
+    with torch.no_grad():
+        h = model[:-1](points[0]).double()
+    with_one = torch.cat([h, torch.ones(len(h), 1)], dim=1)
+    cosines = [nn.functional.normalize(f) @ nn.functional.normalize(f).T for f in (h, with_one)]
+    means = [float(c[~torch.eye(len(c), dtype=torch.bool)].mean()) for c in cosines]
+    return {"feature_norm": float(h.norm(dim=1).mean()), "feature_cosine": means[0], "bias_cosine": means[1]}
+
+
 def _settings(p: Definition) -> xr.Dataset:
     """Within and between at the start, by layer, for both initialisations, with and without the unit sphere."""
     settings = []
@@ -187,5 +197,5 @@ def _settings(p: Definition) -> xr.Dataset:
         ]
         name = f"{initialisation}, {'unit sphere' if sphere else 'no sphere'}"
         along_layers = xr.concat(layers, xr.DataArray(list(grams), dims="layer", name="layer"))
-        settings.append(along_layers.assign_coords(setting=name))
+        settings.append(along_layers.assign(_features(model, points)).assign_coords(setting=name))
     return xr.concat(settings, "setting").rename(within="within_by_layer", between="between_by_layer")
