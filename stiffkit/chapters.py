@@ -151,7 +151,7 @@ class Definition(Chapter):
     sphere: bool = Field(True, description="scale each image to unit norm")
     points: int = Field(0, ge=0, description="points in the class matrices; 0: the data set's own number")
     learning_rate: float = Field(1e-3, gt=0, description="of the single step, for gradient descent and for Adam")
-    seed: int = Field(1, ge=0, description="of weights, order of training and choice of points")
+    seed: int = Field(1, ge=0, le=1_000_000, description="of weights, order of training and choice of points")
     max_minutes: float = Field(5.0, gt=0, description="what a re-run may take, in minutes")
 
     @field_validator("dataset", "model", "initialisation")

@@ -109,7 +109,8 @@ def step_checks(results: xr.Dataset, learning_rate: float, axes: Any = None) -> 
     left.legend(fontsize=8)
     right.plot([], [], "*", markersize=11, color=GREY, label="Adam")
     right.plot([], [], marker="o", markersize=4, color=GREY, label="gradient descent")
-    right.set(xlabel="step size or learning rate", ylabel="sign is right (% of pairs)", ylim=(50, 102))
+    lowest = 100 * min(float(results.agreement.min()), float(results.agreement_adam.min()))
+    right.set(xlabel="step size or learning rate", ylabel="sign is right (% of pairs)", ylim=(min(50, lowest - 5), 102))
     right.legend(fontsize=8, loc="lower left")
     return np.asarray(axes)
 

@@ -22,7 +22,8 @@ def bootstrap_error(S: Tensor, y: Labels, *, resamples: int = 500, seed: int = 0
 
     Returns:
         A Dataset with `within` and `between`: the standard deviation over the resamples, in the unit of stiffness. It
-        covers the choice of points for one trained network, not the variation between networks.
+        covers the choice of points for one trained network, not the variation between networks. It wants some ten
+        points a class: of fewer, a resample may be all copies of one point, and its cell is left out.
 
     """
     S = torch.as_tensor(S, dtype=torch.float64)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -121,10 +122,11 @@ def _batches(n: int, size: int, seed: int) -> Iterator[Tensor]:
 def _due(checkpoints: Sequence[float], unit: str, n: int) -> list[int]:
     if unit not in ("epochs", "images"):
         raise ValueError(f'unit must be "epochs" or "images", got {unit!r}')
-    due = [round(c * n) if unit == "epochs" else int(c) for c in checkpoints]
-    if not due or min(checkpoints) < 0 or any(a >= b for a, b in pairwise(due)):
+    if not checkpoints or min(checkpoints) < 0 or any(a >= b for a, b in pairwise(checkpoints)):
         raise ValueError(f"checkpoints must ascend from 0 or more, got {list(checkpoints)} {unit}")
-    return due
+    if not n:
+        raise ValueError("there are no points to train on")
+    return [ceil(round(c * n, 6)) if unit == "epochs" else ceil(c) for c in checkpoints]
 
 
 def _in_one_thread(checkpoints: Iterator[Checkpoint]) -> Iterator[Checkpoint]:

@@ -108,6 +108,11 @@ def test_a_number_out_of_range_is_refused_with_the_range(name, value):
     assert re.search(r"greater than (or equal to )?0", message)
 
 
+@pytest.mark.parametrize("seed", [4_294_967, 2**70])
+def test_a_seed_that_no_generator_takes_is_refused(seed):
+    assert "'seed'" in refused(seed=seed)
+
+
 @pytest.mark.parametrize(
     ("dataset", "points", "largest"),
     [("digits", 290, 280), ("digits", 500, 280), ("digits", 25, 280), ("digits", 10, 280), ("mnist", 2010, 2000)],

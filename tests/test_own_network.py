@@ -116,11 +116,6 @@ def test_console_commands_are_of_programs_that_exist(command):
     assert shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
-def test_the_page_installs_the_folder_that_it_clones():
-    clone, install = (shlex.split(command) for command in commands(PAGE) if re.match("git clone|pip install", command))
-    assert install[-1] == f"./{clone[-1]}"
-
-
 def test_readmes_three_lines_run(outcomes):
     (block,) = blocks(README, "python")
     names = {name: outcomes[1][name] for name in ("stiffkit", "nn", "model", "x", "y")}

@@ -194,6 +194,10 @@ def test_the_start_need_not_be_a_checkpoint():
     assert reached([2], "epochs") == [(100, 2)]
 
 
+def test_a_small_fraction_of_an_epoch_is_not_the_start():
+    assert reached([0.005], "epochs") == [(32, 0.64)]
+
+
 def test_every_entry_of_the_checkpoints_has_a_record():
     assert [images for images, _ in reached([10, 20, 40], "images")] == [32, 32, 50]
 
