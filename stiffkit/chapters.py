@@ -188,7 +188,7 @@ class Definition(Chapter):
         """One epoch of training and the measurements, from timings on two cores; right within a factor of two."""
         images, pixels = {"digits": (1_201, 64), "cifar10": (50_000, 3 * 1024)}.get(self.dataset, (60_000, 784))
         convolution = {"fc": 0.0, "cnn": 8e-8, "cnn_v1": 4e-7}[self.model] * pixels  # seconds an image, in training
-        return (images * (5e-5 + convolution) + 20 + 2e5 * convolution + 0.02 * self.number_of_points) / 60
+        return (images * (5e-5 + convolution) + 20 + 1e5 * convolution + 0.02 * self.number_of_points) / 60
 
 
 def _command(name: str) -> str:

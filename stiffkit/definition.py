@@ -24,7 +24,7 @@ STAGES = ("before training", "after one epoch")
 MEASURES = ("sign", "cos")
 EPSILONS = np.logspace(-6, 0, 7)
 QUANTILES = (0.25, 0.5, 0.75)
-SUBSETS = (50, 100, 200, 500, 1000)
+SUBSETS = (50, 100, 200, 500)
 
 
 def results(p: Definition) -> xr.Dataset:
@@ -148,16 +148,17 @@ def _adam(checkpoint: Checkpoint, learning_rate: float) -> torch.optim.Optimizer
 
 
 def _precision(model: nn.Module, dataset: Dataset, seed: int) -> xr.Dataset:
-    """The spread of within- and between-class stiffness over 20 independent subsets of each size, one network."""
-    smallest = int(dataset.validation[1].bincount().min()) * len(dataset.classes)
-    sizes = [size for size in SUBSETS if size <= smallest]
+    """The spread of within- and between-class stiffness over 20 subsets of each size, drawn from one pool of points."""
+    classes = len(dataset.classes)
+    pool = min(2000, classes * int(dataset.validation[1].bincount().min()))
+    points = _subset(dataset, pool, seed)
+    gram, y = gradient_gram(model, cross_entropy, points), points[1]
+    S = [stiffness(gram, m) for m in MEASURES]
+    sizes = [size for size in SUBSETS if size <= pool / 2]  # larger ones would share most of their points
     spread = []
     for size in sizes:
-        draws = []
-        for draw in range(20):
-            points = _subset(dataset, size, 1000 * (seed + 1) + draw)
-            gram = gradient_gram(model, cross_entropy, points)
-            draws.append(_along_measures([class_stiffness(stiffness(gram, m), points[1]) for m in MEASURES]))
+        subsets = [balanced_subset(y, size, 1000 * (seed + 1) + draw) for draw in range(20)]
+        draws = [_along_measures([class_stiffness(s[i][:, i], y[i]) for s in S]) for i in subsets]
         spread.append(within_between(xr.concat(draws, "draw")).std("draw", ddof=1))
     spread = xr.concat(spread, xr.DataArray(sizes, dims="size", name="size"))
     return spread.rename(within="within_spread", between="between_spread")
