@@ -217,6 +217,6 @@ def _agrees(name: str, first: Signals, second: Signals, products: tuple[Tensor, 
     """
     dot, square, square2 = products
     w, w2 = first.weights.double(), second.weights.double()
-    expected = inner(first.totals[name][None], second.totals[name][None])[0, 0]
+    expected = first.totals[name].double() @ second.totals[name].double()
     size = ((w.square() @ square) * (w2.square() @ square2)).sqrt()
     return bool((w @ dot @ w2 - expected).abs() <= 1e-3 * size)

@@ -161,17 +161,16 @@ class _Calls:
 
 def layer_gram(module: nn.Module, rows: Signal, columns: Signal) -> tuple[Tensor, Tensor, Tensor]:
     """One layer's inner products (n, m), and the squared norms (n,) and (m,), in float64."""
+    signals = [rows] if rows is columns else [rows, columns]
     if isinstance(module, nn.Linear) and rows[0].ndim == 2:
-        squares = (_vectors(module, signal, signal, lambda g, _: squared_norms(g)) for signal in (rows, columns))
-        return _vectors(module, rows, columns, inner), *squares
+        squares = [_vectors(module, signal, signal, lambda g, _: squared_norms(g)) for signal in signals]
+        return _vectors(module, rows, columns, inner), squares[0], squares[-1]
     n, m = len(rows[0]), len(columns[0])
     dot, square, square2 = (torch.zeros(s, dtype=torch.float64, device=rows[0].device) for s in ((n, m), n, m))
-    slices = [rows] if rows is columns else [rows, columns]
-    for parts in zip(*(_per_sample(module, a, b) for a, b in slices), strict=True):
-        g, h = parts[0], parts[-1]
-        dot += inner(g, h)
-        square += squared_norms(g)
-        square2 += squared_norms(h)
+    for parts in zip(*(_per_sample(module, a, b) for a, b in signals), strict=True):
+        dot += inner(parts[0], parts[-1])
+        square += squared_norms(parts[0])
+        square2 += squared_norms(parts[-1])
     return dot, square, square2
 
 
@@ -225,23 +224,28 @@ def _slices(size: int, bytes_each: int) -> Iterator[slice]:
 
 def inner(g: Tensor, h: Tensor) -> Tensor:
     """The inner products of rows, (n, m) in float64, summed in blocks of `COLUMNS`."""
-    (g, size), (h, size2) = _at_size_one(g), _at_size_one(h)
-    total = torch.zeros(len(g), len(h), dtype=torch.float64, device=g.device)
-    for start in range(0, g.shape[1], COLUMNS):
-        total += g[:, start : start + COLUMNS] @ h[:, start : start + COLUMNS].T
-    return total * size[:, None] * size2
+    (g, size), (h, size2) = (_at_size_one(g),) * 2 if g is h else (_at_size_one(g), _at_size_one(h))
+    blocks = zip(g.split(COLUMNS, dim=1), h.split(COLUMNS, dim=1), strict=True)
+    total = sum((a @ b.T).double() for a, b in blocks)
+    return total if size is size2 is None else total * _or_ones(size, g)[:, None] * _or_ones(size2, h)
 
 
 def squared_norms(g: Tensor) -> Tensor:
     """The squared norm of each row, (n,) in float64."""
     g, size = _at_size_one(g)
-    sums = [part.square().sum(dim=1).double() for part in g.split(COLUMNS, dim=1)]
-    return torch.stack(sums).sum(dim=0) * size.square()
+    total = sum(part.square().sum(dim=1).double() for part in g.split(COLUMNS, dim=1))
+    return total if size is None else total * size.square()
 
 
-def _at_size_one(g: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows with their largest entry (n,) in float64 taken out where float32 products would leave their range."""
-    largest = torch.linalg.vector_norm(g, ord=torch.inf, dim=1)
+def _at_size_one(g: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Rows with their largest entry (n,) in float64 taken out, where float32 products would leave their range."""
+    largest = g.abs().amax(dim=1)
     usual = ((largest > 1e-12) & (largest < 1e12)) | (largest == 0)
+    if usual.all():
+        return g, None
     size = largest.where(~usual, 1.0)
-    return (g if bool(usual.all()) else g / size[:, None]), size.double()
+    return g / size[:, None], size.double()
+
+
+def _or_ones(size: Tensor | None, g: Tensor) -> Tensor:
+    return torch.ones(len(g), dtype=torch.float64, device=g.device) if size is None else size
