@@ -185,8 +185,9 @@ def _features(model: nn.Module, points: Points) -> dict[str, float]:
 def _settings(p: Definition) -> xr.Dataset:
     """Within and between at the start, by layer, for both initialisations, with and without the unit sphere."""
     settings = []
+    datasets = {sphere: load(p.dataset, sphere=sphere) for sphere in (True, False)}
     for initialisation, sphere in product(INITIALISATIONS, (True, False)):
-        dataset = load(p.dataset, sphere=sphere)
+        dataset = datasets[sphere]
         points = _subset(dataset, p.number_of_points, p.seed)
         model = build_model(p.model, dataset, p.seed, initialisation=initialisation)
         grams = gradient_gram(model, cross_entropy, points, by="layer")
