@@ -162,17 +162,21 @@ def _read_digits() -> dict[str, np.ndarray]:
         raise ImportError("the data set digits needs scikit-learn: pip install scikit-learn") from error
     digits = load_digits()
     x, y = _sorted(digits.images.astype(np.uint8)[..., None], digits.target.astype(np.int64))
-    test = _third(y)
+    test = fixed_part(y, 3)
     return {"x_train": x[~test], "y_train": y[~test], "x_test": x[test], "y_test": y[test]}
 
 
-def _third(y: np.ndarray) -> np.ndarray:
-    """Return a mask of 1/3 of each class (rounded down), drawn once for all: the checksum in `SOURCES` holds it."""
-    random = np.random.RandomState(0)  # the one generator whose stream NumPy promises never to change
+def shuffled_classes(y: np.ndarray, seed: int) -> dict[int, np.ndarray]:
+    """Return the indices of each class, shuffled."""
+    random = np.random.RandomState(seed)  # the one generator whose stream NumPy promises never to change
+    return {int(label): random.permutation(np.flatnonzero(y == label)) for label in np.unique(y)}
+
+
+def fixed_part(y: np.ndarray, parts: int) -> np.ndarray:
+    """Return a mask of 1/`parts` of each class (rounded down), drawn once for all."""
     drawn = np.zeros(len(y), dtype=bool)
-    for label in np.unique(y):
-        indices = random.permutation(np.flatnonzero(y == label))
-        drawn[indices[: len(indices) // 3]] = True
+    for indices in shuffled_classes(y, seed=0).values():
+        drawn[indices[: len(indices) // parts]] = True
     return drawn
 
 

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stiffkit.archives import SOURCES, checksum, read
+from stiffkit.archives import SOURCES, checksum, fixed_part, read, shuffled_classes
 
 Points = tuple[torch.Tensor, torch.Tensor]
 NAMES = tuple(SOURCES)
-
-_SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +74,8 @@ def load(name: str, *, sphere: bool = True) -> Dataset:
     mean, std = _channel_moments(arrays["x_train"])
     y = {part: torch.from_numpy(arrays[f"y_{part}"]) for part in ("train", "test")}
     x = {part: _standardise(arrays[f"x_{part}"], mean, std, sphere) for part in ("train", "test")}
-    validation, test = (torch.from_numpy(half) for half in _halve(arrays["y_test"]))
+    validation = torch.from_numpy(fixed_part(arrays["y_test"], 2))
+    test = ~validation
     return Dataset(
         name=name,
         classes=classes,
@@ -108,7 +107,7 @@ def balanced_subset(y: torch.Tensor, size: int, seed: int) -> torch.Tensor:
     """
     if y.ndim != 1 or y.is_floating_point() or len(y) == 0:
         raise ValueError(f"y must hold at least one integer label, shape (n,): got {y.dtype}, shape {tuple(y.shape)}")
-    members = _shuffled_classes(y.cpu().numpy(), seed)
+    members = shuffled_classes(y.cpu().numpy(), seed)
     share, rest = divmod(size, len(members))
     if size < 1 or rest:
         raise ValueError(f"size must be a positive multiple of the {len(members)} classes in y: got {size}")
@@ -119,20 +118,6 @@ def balanced_subset(y: torch.Tensor, size: int, seed: int) -> torch.Tensor:
                 f"class {label} has only {len(indices)} points, size {size} needs {share}: take at most {most}"
             )
     return torch.from_numpy(np.concatenate([indices[:share] for indices in members.values()])).to(y.device)
-
-
-def _shuffled_classes(y: np.ndarray, seed: int) -> dict[int, np.ndarray]:
-    """Return the indices of each class, shuffled."""
-    random = np.random.RandomState(seed)  # the one generator whose stream NumPy promises never to change
-    return {int(label): random.permutation(np.flatnonzero(y == label)) for label in np.unique(y)}
-
-
-def _halve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of half of each class (rounded down), drawn once for all, and of the rest; ascending."""
-    drawn = np.zeros(len(y), dtype=bool)
-    for indices in _shuffled_classes(y, _SPLIT_SEED).values():
-        drawn[indices[: len(indices) // 2]] = True
-    return np.flatnonzero(drawn), np.flatnonzero(~drawn)
 
 
 def _channel_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -161,13 +161,13 @@ class _Calls:
 
 def layer_gram(module: nn.Module, rows: Signal, columns: Signal) -> tuple[Tensor, Tensor, Tensor]:
     """One layer's inner products (n, m), and the squared norms (n,) and (m,), in float64."""
-    signals = [rows] if rows is columns else [rows, columns]
+    sets = [rows] if rows is columns else [rows, columns]
     if isinstance(module, nn.Linear) and rows[0].ndim == 2:
-        squares = [_vectors(module, signal, signal, lambda g, _: squared_norms(g)) for signal in signals]
+        squares = [_vectors(module, signal, signal, lambda g, _: squared_norms(g)) for signal in sets]
         return _vectors(module, rows, columns, inner), squares[0], squares[-1]
     n, m = len(rows[0]), len(columns[0])
     dot, square, square2 = (torch.zeros(s, dtype=torch.float64, device=rows[0].device) for s in ((n, m), n, m))
-    for parts in zip(*(_per_sample(module, a, b) for a, b in signals), strict=True):
+    for parts in zip(*(_per_sample(module, a, b) for a, b in sets), strict=True):
         dot += inner(parts[0], parts[-1])
         square += squared_norms(parts[0])
         square2 += squared_norms(parts[-1])

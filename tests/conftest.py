@@ -81,3 +81,12 @@ def served_mnist(server, monkeypatch):
     monkeypatch.setattr(mnist, "mirrors", [server.url])
     monkeypatch.setattr(mnist, "resources", resources)
     return arrays
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small matrices are slower in two threads, by far on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

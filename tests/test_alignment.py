@@ -17,12 +17,7 @@ CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
 REFUSED = (ValueError, TypeError)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def hand_made(cos, norms, same=True):

@@ -78,12 +78,7 @@ def concatenate(a, b):
     return tuple(concatenate(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---------------------------------------------------------------------------------------- against the loop in float64
