@@ -27,8 +27,9 @@ from stiffkit.output_gradients import (
 from stiffkit.points import PointSet, batches
 
 COLUMNS = 65_536  # the longest float32 sum; longer ones are added in float64 (a sum over 1e8 columns would err by 3e-2)
-SLICE_BYTES = 256 * 2**20  # the most that the per-sample gradients of one slice of a layer take
-BATCH = 256  # points in one forward and backward pass
+SLICE_BYTES = 64 * 2**20  # the most that the per-sample gradients of one slice of a layer take
+ROWS = 128  # rows at a time in a product of a set with itself, of which the lower triangle is left out
+BATCH = 64  # points in one forward and backward pass
 
 
 Signal = tuple[Tensor, Tensor]  # a layer's input a and output gradient b, samples first
@@ -168,10 +169,11 @@ def layer_gram(module: nn.Module, rows: Signal, columns: Signal) -> tuple[Tensor
     n, m = len(rows[0]), len(columns[0])
     dot, square, square2 = (torch.zeros(s, dtype=torch.float64, device=rows[0].device) for s in ((n, m), n, m))
     for parts in zip(*(_per_sample(module, a, b) for a, b in sets), strict=True):
-        dot += inner(parts[0], parts[-1])
-        square += squared_norms(parts[0])
-        square2 += squared_norms(parts[-1])
-    return dot, square, square2
+        product = inner(parts[0], parts[-1])
+        dot += product
+        square += product.diagonal() if rows is columns else squared_norms(parts[0])
+        square2 += 0.0 if rows is columns else squared_norms(parts[-1])
+    return dot, square, square if rows is columns else square2
 
 
 def _vectors(module: nn.Linear, rows: Signal, columns: Signal, product: Callable) -> Tensor:
@@ -200,11 +202,13 @@ def _convolution(module: nn.Conv2d, a: Tensor, b: Tensor) -> Iterator[Tensor]:
     bytes_a_channel = len(a) * module.out_channels // module.groups * module.weight[0, 0].numel() * a.element_size()
     for a_group, b_group in zip(a.chunk(module.groups, 1), b.chunk(module.groups, 1), strict=True):
         for part in _slices(a_group.shape[1], bytes_a_channel):
+            channels = a_group[:, part]
+            patch = channels.shape[1] * module.weight[0, 0].numel()
+            gradients = a.new_empty(len(a), b_group.shape[1], patch)
             # 32 images at a time keep the patches in the processor's cache.
-            images = zip(a_group[:, part].split(32), b_group.split(32), strict=True)
-            yield torch.cat(
-                [torch.bmm(b32.flatten(2), _patches(module, a32, b32).mT).flatten(1) for a32, b32 in images]
-            )
+            for g32, a32, b32 in zip(gradients.split(32), channels.split(32), b_group.split(32), strict=True):
+                torch.bmm(b32.flatten(2), _patches(module, a32, b32).mT, out=g32)
+            yield gradients.flatten(1)
 
 
 def _patches(module: nn.Conv2d, a: Tensor, b: Tensor) -> Tensor:
@@ -226,8 +230,19 @@ def inner(g: Tensor, h: Tensor) -> Tensor:
     """The inner products of rows, (n, m) in float64, summed in blocks of `COLUMNS`."""
     (g, size), (h, size2) = (_at_size_one(g),) * 2 if g is h else (_at_size_one(g), _at_size_one(h))
     blocks = zip(g.split(COLUMNS, dim=1), h.split(COLUMNS, dim=1), strict=True)
-    total = sum((a @ b.T).double() for a, b in blocks)
+    total = sum(_symmetric(a) if g is h else (a @ b.T).double() for a, b in blocks)
     return total if size is size2 is None else total * _or_ones(size, g)[:, None] * _or_ones(size2, h)
+
+
+def _symmetric(g: Tensor) -> Tensor:
+    """Return g gᵀ in float64, at little more than half the cost of a general product."""
+    n = len(g)
+    product = torch.empty(n, n, dtype=torch.float64, device=g.device)
+    for start in range(0, n, ROWS):
+        rows = g[start : start + ROWS]
+        product[start : start + ROWS, start:] = rows @ g[start:].T
+        product[start:, start : start + ROWS] = product[start : start + ROWS, start:].T
+    return product
 
 
 def squared_norms(g: Tensor) -> Tensor:
@@ -239,7 +254,7 @@ def squared_norms(g: Tensor) -> Tensor:
 
 def _at_size_one(g: Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows with their largest entry (n,) in float64 taken out, where float32 products would leave their range."""
-    largest = g.abs().amax(dim=1)
+    largest = torch.maximum(g.amax(dim=1), -g.amin(dim=1))  # an order of magnitude quicker than g.abs().amax
     usual = ((largest > 1e-12) & (largest < 1e12)) | (largest == 0)
     if usual.all():
         return g, None

@@ -1,59 +1,279 @@
-"""Recorded results: one netCDF file a chapter, with the run that made it."""
+"""Results on disk: whole, labelled, with the run that made them; recorded ones first, cached ones second."""
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from shutil import which
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import xarray as xr
 
 import stiffkit
-from stiffkit.chapters import Chapter
+from stiffkit.chapters import Chapter, book
+
+if TYPE_CHECKING:
+    from stiffkit.experiment import Experiment
+
+SET_ASIDE = ".set-aside"
+
+
+class ResultsError(ValueError):
+    """A file of results is damaged, or does not hold what it should."""
+
+
+def cache() -> Path:
+    """Where computed results are kept: `results` in `$STIFFKIT_CACHE`, by default the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    chosen = os.environ.get("STIFFKIT_CACHE")
+    return (Path(chosen).expanduser() if chosen else user_cache_path("stiffkit", appauthor=False)) / "results"
+
+
+def cached(experiment: "Experiment") -> Path:
+    """The file of one run in the cache, whether it is there or not."""
+    return cache() / f"{experiment.key}.nc"
+
+
+def recorded() -> list[Path]:
+    """The files behind the book."""
+    return sorted((book() / "results").glob("*.nc"))
+
+
+def find(experiment: "Experiment") -> xr.Dataset | None:
+    """The results of an experiment, recorded or cached, or None; attribute `source` tells where they were found.
+
+    A file that is damaged or holds another experiment is named in a warning and not used; in the cache it is renamed,
+    with `.set-aside` at its end, so that the run can be computed again. Results of other versions of the training or
+    the measuring code are not used either.
+    """
+    for path in recorded():
+        try:
+            runs = _runs(path, path.stat().st_mtime_ns)
+        except ResultsError as error:
+            warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=2)
+            continue
+        if experiment.identity in runs and is_current(runs[experiment.identity]):
+            return runs[experiment.identity].assign_attrs(source=f"recorded, {path.name}")
+    path = cached(experiment)
+    if not path.exists():
+        return None
+    try:
+        found = load(path)
+        if found.attrs.get("experiment") != experiment.identity:
+            raise ResultsError(f"{path} holds another experiment: {found.attrs.get('experiment')}")
+    except ResultsError as error:
+        warnings.warn(f"{error}; set aside as {set_aside(path).name}", stacklevel=2)
+        return None
+    return found.assign_attrs(source="cached") if is_current(found) else None
+
+
+def is_current(run: xr.Dataset) -> bool:
+    """Whether a run was made with the present versions of the training and the measuring code."""
+    from stiffkit.measurement import MEASUREMENT_VERSION
+    from stiffkit.training import TRAINING_VERSION
+
+    versions = run.attrs.get("training_version"), run.attrs.get("measurement_version")
+    return versions == (TRAINING_VERSION, MEASUREMENT_VERSION)
+
+
+def save(experiment: "Experiment", run: xr.Dataset) -> Path:
+    """Write a run into the cache, with the experiment and what it was made with."""
+    return write(cached(experiment), run.assign_attrs(experiment=experiment.identity, **provenance()))
+
+
+@contextmanager
+def reserved(experiment: "Experiment") -> Iterator[None]:
+    """Let one process at a time compute an experiment; others wait, and find its results."""
+    from filelock import FileLock
+
+    path = cached(experiment)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock")):
+        yield
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that cannot be used; nothing that was set aside before is overwritten."""
+    names = (path.with_name(path.name + SET_ASIDE + (f"-{k}" if k else "")) for k in range(10_000))
+    free = next(name for name in names if not name.exists())
+    os.replace(path, free)
+    return free
+
+
+def write(path: Path, dataset: xr.Dataset) -> Path:
+    """Write one netCDF file: float32, compressed, with a checksum; it is whole or not there."""
+    floats = [name for name, array in dataset.variables.items() if array.dtype == "float64" and array.ndim]
+    dataset = dataset.assign({n: dataset[n].astype("float32") for n in floats if n in dataset.data_vars})
+    dataset.attrs["checksum"] = checksum(dataset)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    compressed = {name: {"zlib": True, "complevel": 9} for name in dataset.data_vars if dataset[name].ndim}
+    try:
+        dataset.to_netcdf(part, engine="h5netcdf", encoding=compressed)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> xr.Dataset:
+    """Read a file that `write` wrote.
+
+    Raises:
+        ResultsError: the file cannot be read, or its content is not what its checksum says.
+
+    """
+    try:
+        dataset = xr.load_dataset(path, engine="h5netcdf")
+        expected = dataset.attrs.pop("checksum", None)
+        found = checksum(dataset)
+    except Exception as error:  # a damaged file may fail in any way
+        raise ResultsError(f"{path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})") from None
+    if expected != found:
+        raise ResultsError(f"{path} is damaged or was not written by stiffkit: its checksum does not match")
+    return dataset
+
+
+def checksum(dataset: xr.Dataset) -> str:
+    """SHA-256 of all variables (name, dimensions, type, values) and attributes, without the attribute `checksum`."""
+    digest = hashlib.sha256()
+    for name in sorted(map(str, dataset.variables)):
+        array = dataset[name]
+        values = np.ascontiguousarray(array.values)
+        text = values.dtype.kind in "OUST"
+        digest.update(f"{name} {array.dims} {'text' if text else values.dtype.str}\n".encode())
+        digest.update(json.dumps(values.tolist()).encode() if text else values.tobytes())
+    attributes = {k: v.item() if hasattr(v, "item") else v for k, v in dataset.attrs.items() if k != "checksum"}
+    digest.update(json.dumps(attributes, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _runs(path: Path, _changed: int) -> dict[str, xr.Dataset]:
+    """The runs of a recorded file by their experiment; none for a chapter's own measurements."""
+    dataset = load(path)
+    if "run" not in dataset.dims:
+        return {}
+    runs = {}
+    for k, identity in enumerate(dataset.experiment.values):
+        run = dataset.isel(run=k)
+        attributes = json.loads(str(run.provenance.item()))
+        present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
+        runs[str(identity)] = present.assign_attrs(attributes, experiment=str(identity))
+    return runs
+
+
+def runs(path: Path) -> list[xr.Dataset]:
+    """The runs in a file: those of a recorded one, or the one of a cached one."""
+    if path.is_relative_to(cache()):
+        return [load(path)]
+    return list(_runs(path, path.stat().st_mtime_ns).values())
+
+
+def side_by_side(found: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Runs that differ in their seed, along a dimension `seed`; where one has no checkpoint, NaN."""
+    from stiffkit.experiment import Experiment
+
+    seeds = [Experiment.model_validate_json(run.attrs["experiment"]).training.seed for run in found]
+    sources = sorted({run.attrs.get("source", "") for run in found})
+    index = xr.DataArray(seeds, dims="seed", name="seed")
+    together = xr.concat(
+        found, index, join="outer", combine_attrs="drop_conflicts", coords="minimal", compat="override"
+    )
+    return together.assign_attrs(source="; ".join(sources))
+
+
+def pack(name: str, patterns: Sequence[str]) -> Path:
+    """Turn runs into the one file that is recorded: book/results/NAME.nc.
+
+    Args:
+        name: of the file, such as "02_mnist".
+        patterns: of keys, such as "mnist-fc-30ep-*". The runs that match are taken from the cache; runs that the file
+            has already stay in it, unless the cache has them too.
+
+    Returns:
+        The file: runs along `run`, the experiment and the provenance of each as JSON. Class matrices in other than
+        exact arithmetic are kept at the four stages; `within` and `between` at every checkpoint.
+
+    Raises:
+        ResultsError: if no run in the cache matches, or one is damaged.
+
+    """
+    path = book() / "results" / f"{name}.nc"
+    chosen = [p for p in sorted(cache().glob("*.nc")) if any(fnmatch(p.stem, pattern) for pattern in patterns)]
+    fresh = {run.attrs["experiment"]: run for run in map(load, chosen) if is_current(run)}
+    if not fresh:
+        raise ResultsError(f"no run in {cache()} matches {' '.join(patterns)}: stiffkit results list shows the keys")
+    kept = {run.attrs["experiment"]: run for run in (runs(path) if path.exists() else []) if is_current(run)}
+    together = [run for _, run in sorted((kept | fresh).items(), key=_order)]
+    return write(path, _packed(together))
+
+
+def _order(item: tuple[str, xr.Dataset]) -> tuple[str, int]:
+    training = json.loads(item[0])["training"]
+    return json.dumps({k: v for k, v in training.items() if k != "seed"}, sort_keys=True), training["seed"]
+
+
+def _packed(found: Sequence[xr.Dataset]) -> xr.Dataset:
+    from stiffkit.experiment import stages
+
+    slim = []
+    for run in found:
+        at_stages = run.images.isin(stages(run.images.values))
+        slim.append(run.assign(stiffness=run.stiffness.where((run.arithmetic == "exact") | at_stages)))
+    own = [{k: v for k, v in run.attrs.items() if k not in ("experiment", "source")} for run in found]
+    labels = {
+        "experiment": ("run", [run.attrs["experiment"] for run in found]),
+        "provenance": ("run", [json.dumps(_plain(attributes), sort_keys=True) for attributes in own]),
+    }
+    bare = [run.drop_attrs() for run in slim]
+    together = xr.concat(bare, "run", join="outer", data_vars="all", coords="minimal", compat="override")
+    return together.assign(labels)
+
+
+def _plain(attributes: dict) -> dict:
+    return {k: v.item() if hasattr(v, "item") else v for k, v in attributes.items()}
 
 
 def record(p: Chapter, measure: Callable[[Chapter], xr.Dataset]) -> Path:
-    """Measure a chapter and write the file that the book shows: float32, compressed, with its provenance.
+    """Measure a chapter that is not made of runs, and write the file that the book shows.
 
     Args:
         p: the chapter's parameters.
         measure: gives the results of these parameters.
 
     Returns:
-        Where the file lies. It is written under a temporary name and renamed, so that a file is whole or not there.
+        Where the file lies.
 
     """
     start = time.perf_counter()
-    results = measure(p)
-    seconds = time.perf_counter() - start
-    floats = [name for name, array in results.data_vars.items() if array.dtype == "float64"]
-    results = results.assign({name: results[name].astype("float32") for name in floats})
-    results.attrs.update(parameters=p.identity, **_provenance(), seconds=round(seconds, 1))
-    p.recorded.parent.mkdir(parents=True, exist_ok=True)
-    part = p.recorded.with_suffix(".part")
-    compressed = {name: {"zlib": True, "complevel": 9} for name in results.data_vars if results[name].ndim}
-    try:
-        results.to_netcdf(part, engine="h5netcdf", encoding=compressed)
-        os.replace(part, p.recorded)
-    finally:
-        part.unlink(missing_ok=True)
-    return p.recorded
+    found = measure(p)
+    seconds = round(time.perf_counter() - start, 1)
+    return write(p.recorded, found.assign_attrs(parameters=p.identity, **provenance(), seconds=seconds))
 
 
 def load_recorded(p: Chapter) -> xr.Dataset | None:
     """The recorded results of these parameters, or None if there are none."""
     if not p.recorded.exists():
         return None
-    results = xr.load_dataset(p.recorded, engine="h5netcdf")
-    return results if json.loads(results.attrs["parameters"]) == json.loads(p.identity) else None
+    found = load(p.recorded)
+    return found if json.loads(found.attrs["parameters"]) == json.loads(p.identity) else None
 
 
-def _provenance() -> dict[str, str | int | float]:
+def provenance() -> dict[str, str | int | float]:
+    """What the results were made with; what is known already stays."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if which("git") else ""
     return {
@@ -61,8 +281,7 @@ def _provenance() -> dict[str, str | int | float]:
         "commit": commit or "unknown",
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "device": f"CPU, {platform.machine()}",
-        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
         "peak_memory_mb": _peak_memory(),
     }
 

@@ -1,6 +1,7 @@
 """Training as a generator that stops at checkpoints."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -12,6 +13,9 @@ from stiffkit.losses import cross_entropy_float32
 from stiffkit.output_gradients import Loss
 from stiffkit.points import Points
 
+TRAINING_VERSION = (
+    1  # raised when the same experiment would give other weights; results of another version are not used
+)
 OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
@@ -129,15 +133,22 @@ def _due(checkpoints: Sequence[float], unit: str, n: int) -> list[int]:
     return [ceil(round(c * n, 6)) if unit == "epochs" else ceil(c) for c in checkpoints]
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, which gives the same numbers bit for bit on one kind of machine, then restore threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _in_one_thread(checkpoints: Iterator[Checkpoint]) -> Iterator[Checkpoint]:
     """Compute each checkpoint in one thread, and give the caller's threads back before handing it over."""
     while True:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             checkpoint = next(checkpoints, None)
-        finally:
-            torch.set_num_threads(threads)
         if checkpoint is None:
             return
         yield checkpoint

@@ -1,0 +1,315 @@
+"""The ledger: every claim that the book judges, its criterion, the estimate with its interval, and the verdict.
+
+The entries are in `book/claims.yml`. Each was committed before the runs that judge it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import xarray as xr
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from stiffkit import results
+from stiffkit.chapters import book
+from stiffkit.endpoints import QUANTITIES
+from stiffkit.experiment import Experiment
+
+REPRODUCED, CONTRADICTED, INCONCLUSIVE = "reproduced", "contradicted", "inconclusive"
+DEPENDS, MIXED, NOT_RUN = "depends on the arithmetic", "mixed", "not run"
+VERDICTS = (REPRODUCED, CONTRADICTED, DEPENDS, MIXED, INCONCLUSIVE, NOT_RUN)
+FEW = 5  # with fewer seeds a verdict needs every seed on its side, besides the interval
+
+
+class LedgerError(ValueError):
+    """`claims.yml` has an entry that cannot be judged."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Criterion(_Entry):
+    """What the quantity has to be: above a number, below one, or between two (an equivalence with its margin)."""
+
+    above: float | None = None
+    below: float | None = None
+    between: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("a criterion is one of above, below, between")
+        if self.between and self.between[0] >= self.between[1]:
+            raise ValueError("between has the lower number first")
+        return self
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The open interval that counts as reproduced."""
+        if self.between:
+            return self.between
+        return (-np.inf if self.above is None else self.above, np.inf if self.below is None else self.below)
+
+    def __str__(self) -> str:
+        if self.between:
+            return f"between {self.between[0]:g} and {self.between[1]:g}"
+        return f"above {self.above:g}" if self.below is None else f"below {self.below:g}"
+
+
+class Source(_Entry):
+    """Where a paper says it."""
+
+    paper: str
+    version: str
+    where: str
+    code: str = Field(description="the claim's number in our own list; stays in the file")
+
+
+class Former(_Entry):
+    """A criterion that was replaced, and why."""
+
+    criterion: Criterion
+    reason: str
+
+
+class Claim(_Entry):
+    """One claim: what the paper says, in our words, and what would count for and against it."""
+
+    id: str = Field(pattern=r"^[a-z0-9-]+$")
+    chapter: int = Field(ge=1)
+    title: str
+    source: Source
+    says: str = Field(description="what the paper reports, in our words")
+    quantity: dict[str, Any] = Field(description="the name of a function in stiffkit.endpoints, and its arguments")
+    criterion: Criterion
+    datasets: tuple[str, ...] = Field(min_length=1, description="names of `runs`")
+    arithmetics: tuple[str, ...] = ("exact",)
+    exploratory: str = Field("", description="why, if something was seen before the criterion was written")
+    former: tuple[Former, ...] = ()
+
+    @field_validator("quantity")
+    @classmethod
+    def _can_be_computed(cls, value: dict[str, Any]) -> dict[str, Any]:
+        name, arguments = value.get("name"), {k: v for k, v in value.items() if k != "name"}
+        if name not in QUANTITIES:
+            raise ValueError(f"quantity {name!r} is unknown; known are {', '.join(QUANTITIES)}")
+        code = QUANTITIES[name].__code__
+        known = code.co_varnames[1 : code.co_argcount]
+        if unknown := set(arguments) - set(known):
+            raise ValueError(f"{name} has no argument {', '.join(sorted(unknown))}; it takes {', '.join(known)}")
+        required = known[: len(known) - len(QUANTITIES[name].__defaults__ or ())]
+        if missing := set(required) - set(arguments):
+            raise ValueError(f"{name} needs {', '.join(sorted(missing))}")
+        return value
+
+
+class Runs(_Entry):
+    """The runs that judge: fields of an experiment, and seeds 1 to `seeds`."""
+
+    title: str
+    experiment: dict[str, Any]
+    seeds: int = Field(ge=1)
+
+    def experiments(self) -> list[Experiment]:
+        """One for each seed."""
+        return [Experiment.of(**self.experiment, seed=seed) for seed in range(1, self.seeds + 1)]
+
+
+class Alternative(_Entry):
+    """One wording of a blank in the answer, and the verdicts that call for it; the first that fits is said."""
+
+    say: str
+    when: dict[str, tuple[str, ...]] = Field(description="{claim: verdicts}; empty: otherwise")
+
+
+class Answer(_Entry):
+    """The book's one sentence, with a list of alternatives for each blank."""
+
+    sentence: str
+    blanks: dict[str, tuple[Alternative, ...]]
+
+
+class Ledger(_Entry):
+    """All of `claims.yml`."""
+
+    runs: dict[str, Runs]
+    claims: tuple[Claim, ...]
+    answer: Answer
+    unchecked: str
+
+    @model_validator(mode="after")
+    def _holds_together(self) -> Self:
+        ids = [claim.id for claim in self.claims]
+        if doubled := {i for i in ids if ids.count(i) > 1}:
+            raise ValueError(f"two claims are called {', '.join(sorted(doubled))}")
+        for claim in self.claims:
+            if unknown := set(claim.datasets) - set(self.runs):
+                raise ValueError(f"claim {claim.id}: no runs are called {', '.join(sorted(unknown))}")
+        for alternative in (a for options in self.answer.blanks.values() for a in options):
+            if unknown := set(alternative.when) - set(ids):
+                raise ValueError(f"answer: no claim is called {', '.join(sorted(unknown))}")
+            if unknown := {v for verdicts in alternative.when.values() for v in verdicts} - set(VERDICTS):
+                raise ValueError(f"answer: {', '.join(sorted(unknown))} is no verdict; there are {', '.join(VERDICTS)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One quantity on one data set in one arithmetic.
+
+    Attributes:
+        values: one a seed.
+        mean: over the seeds.
+        low, high: 95 % t interval over the seeds; NaN for a single one.
+        verdict: of this data set and arithmetic alone.
+
+    """
+
+    dataset: str
+    arithmetic: str
+    values: tuple[float, ...]
+    mean: float
+    low: float
+    high: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A claim, what was found, and the verdict over data sets and arithmetics."""
+
+    claim: Claim
+    estimates: tuple[Estimate, ...]
+    by_dataset: dict[str, str]
+    verdict: str
+
+
+def read(path: Path | None = None) -> Ledger:
+    """Read and check the ledger.
+
+    Raises:
+        LedgerError: naming the entry and what is wrong with it.
+
+    """
+    import yaml
+
+    path = path or book() / "claims.yml"
+    try:
+        return Ledger.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise LedgerError("\n".join(f"{path.name}: {_place(e['loc'])}{e['msg']}" for e in error.errors())) from None
+    except yaml.YAMLError as error:
+        raise LedgerError(f"{path.name}: {error}") from None
+
+
+def _place(location: tuple) -> str:
+    return ": ".join(map(str, location)) + ": " if location else ""
+
+
+def t_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
+    r"""Mean and t interval $\bar v \pm t_{n-1} s / \sqrt n$ over seeds; NaN bounds for fewer than two values.
+
+    >>> [round(v, 3) for v in t_interval([1.0, 2.0, 3.0])]
+    [2.0, -0.484, 4.484]
+
+    """
+    from scipy.stats import t
+
+    v = np.asarray(list(values), dtype=float)
+    if len(v) < 2:
+        return (float(v.mean()) if len(v) else np.nan), np.nan, np.nan
+    half = float(t.ppf((1 + level) / 2, len(v) - 1)) * float(v.std(ddof=1)) / sqrt(len(v))
+    return float(v.mean()), float(v.mean()) - half, float(v.mean()) + half
+
+
+def verdict_of(criterion: Criterion, values: Iterable[float]) -> str:
+    """The verdict of one set of seeds.
+
+    Reproduced where the whole interval fulfils the criterion, contradicted where the whole interval does not. With
+    fewer than five seeds each seed has to say the same; a single seed, or a value that is NaN, decides nothing.
+    """
+    values = list(values)
+    if not values:
+        return NOT_RUN
+    _, low, high = t_interval(values)
+    if not np.isfinite([low, high]).all():
+        return INCONCLUSIVE
+    least, most = criterion.limits
+    inside = [least < v < most for v in values]
+    if low > least and high < most:
+        return REPRODUCED if len(values) >= FEW or all(inside) else INCONCLUSIVE
+    if high <= least or low >= most:
+        return CONTRADICTED if len(values) >= FEW or not any(inside) else INCONCLUSIVE
+    return INCONCLUSIVE
+
+
+def judge(claim: Claim, runs: Mapping[str, xr.Dataset]) -> Judgement:
+    """Judge one claim from the runs of each data set, side by side along `seed`; one without runs is left out."""
+    estimates, by_dataset = [], {}
+    for dataset in claim.datasets:
+        here = [_estimate(claim, dataset, a, runs[dataset]) for a in claim.arithmetics] if dataset in runs else []
+        estimates += here
+        by_dataset[dataset] = _over_arithmetics([e.verdict for e in here])
+    return Judgement(claim, tuple(estimates), by_dataset, _over_datasets(by_dataset.values()))
+
+
+def _estimate(claim: Claim, dataset: str, arithmetic: str, runs: xr.Dataset) -> Estimate:
+    quantity = dict(claim.quantity)
+    values = QUANTITIES[quantity.pop("name")](runs, **quantity)
+    if "arithmetic" in values.dims:
+        values = values.sel(arithmetic=arithmetic)
+    seeds = tuple(float(v) for v in values.values)
+    return Estimate(dataset, arithmetic, seeds, *t_interval(seeds), verdict_of(claim.criterion, seeds))
+
+
+def _over_arithmetics(verdicts: list[str]) -> str:
+    if not verdicts:
+        return NOT_RUN
+    if INCONCLUSIVE in verdicts:
+        return INCONCLUSIVE
+    return verdicts[0] if len(set(verdicts)) == 1 else DEPENDS
+
+
+def _over_datasets(verdicts: Iterable[str]) -> str:
+    """Mixed where data sets disagree; inconclusive where one of them is and the others agree."""
+    run = [v for v in verdicts if v != NOT_RUN]
+    decided = {v for v in run if v != INCONCLUSIVE}
+    if not run:
+        return NOT_RUN
+    if len(decided) > 1:
+        return MIXED
+    return INCONCLUSIVE if INCONCLUSIVE in run else decided.pop()
+
+
+def recorded_runs(ledger: Ledger) -> dict[str, xr.Dataset]:
+    """The recorded runs of each entry of `runs`, side by side along `seed`; entries without one are left out."""
+    found = {}
+    for name, wanted in ledger.runs.items():
+        there = [run for run in map(results.find, wanted.experiments()) if run is not None]
+        there = [run for run in there if str(run.attrs["source"]).startswith("recorded")]
+        if there:
+            found[name] = results.side_by_side(there)
+    return found
+
+
+def judge_all(ledger: Ledger | None = None, runs: Mapping[str, xr.Dataset] | None = None) -> list[Judgement]:
+    """Judge every claim of the ledger from the recorded runs, or from those given."""
+    ledger = ledger or read()
+    runs = recorded_runs(ledger) if runs is None else runs
+    return [judge(claim, runs) for claim in ledger.claims]
+
+
+def answer(ledger: Ledger, judgements: Iterable[Judgement]) -> str:
+    """The book's one sentence, from the verdicts."""
+    verdicts = {j.claim.id: j.verdict for j in judgements}
+    return ledger.answer.sentence.format(
+        **{
+            blank: next((a.say for a in options if all(verdicts[c] in v for c, v in a.when.items())), "not settled yet")
+            for blank, options in ledger.answer.blanks.items()
+        }
+    )
+

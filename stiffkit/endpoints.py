@@ -1,0 +1,125 @@
+"""The quantities that claims are about: one number a run, from its curves.
+
+Where `within` and `between` enter, the numbers keep the dimension `arithmetic`. An arithmetic that was not measured at
+every checkpoint of a window is averaged over those where it was.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import xarray as xr
+
+WINDOWS = ("start", "early", "learning", "late")
+SMOOTH = 5  # checkpoints in the running mean that a turning point is looked for in
+AROUND = 3.0  # epochs before and after the onset of overfitting that slopes are taken over
+
+
+def window(runs: xr.Dataset, name: str) -> xr.Dataset:
+    """The checkpoints of a window.
+
+    * start: before training.
+    * early: at 1,600 images, as v1's Fig 6.
+    * learning: from the first epoch to three and a quarter, ten checkpoints of the standard schedule.
+    * late: the last ten whole epochs.
+    """
+    epochs = runs.epochs.mean("seed") if "seed" in runs.dims else runs.epochs
+    last = float(epochs.max())
+    whole = abs(epochs - epochs.round()) < 1e-3
+    chosen = {
+        "start": epochs == 0,
+        "early": runs.images == 1_600,
+        "learning": (epochs > 0.99) & (epochs < 3.26),
+        "late": whole & (epochs > last - 9.5),
+    }[name]
+    return runs.isel(images=chosen.values.nonzero()[0])
+
+
+def level(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str) -> xr.DataArray:
+    """Mean over a window of `within`, `between`, or `diagonal`, which is within less between."""
+    here = window(runs, at).sel(measure=measure, regime=regime)
+    values = here.within - here.between if variable == "diagonal" else here[variable]
+    return values.mean("images")
+
+
+def change(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str, since: str) -> xr.DataArray:
+    """The level in one window less that in another."""
+    return level(runs, variable, measure, regime, at) - level(runs, variable, measure, regime, since)
+
+
+def ratio(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str, since: str) -> xr.DataArray:
+    """The level in one window over that in another."""
+    return level(runs, variable, measure, regime, at) / level(runs, variable, measure, regime, since)
+
+
+def arithmetics_apart(
+    runs: xr.Dataset, variable: str, measure: str, regime: str, at: str, arithmetic: str
+) -> xr.DataArray:
+    """The level in exact arithmetic less that in another, at the same checkpoints."""
+    measured = runs.within.sel(arithmetic=arithmetic, measure=measure, regime=regime).notnull().all("seed")
+    here = runs.isel(images=measured.values.nonzero()[0])
+    values = level(here, variable, measure, regime, at)
+    return values.sel(arithmetic="exact", drop=True) - values.sel(arithmetic=arithmetic, drop=True)
+
+
+def regimes_apart(runs: xr.Dataset, measure: str, at: str) -> xr.DataArray:
+    """The largest difference between two regimes, of within or of between."""
+    means = window(runs, at).sel(measure=measure)[["within", "between"]].mean("images").to_dataarray()
+    return (means.max("regime") - means.min("regime")).max("variable")
+
+
+def larger_change(
+    runs: xr.Dataset, variable: str, measure: str, than: str, regime: str, at: str, since: str
+) -> xr.DataArray:
+    """How much more one measure changes between two windows than the other, in absolute value."""
+    a, b = (abs(change(runs, variable, m, regime, at, since)) for m in (measure, than))
+    return a - b
+
+
+def smoothed(values: xr.DataArray) -> xr.DataArray:
+    """Running mean over five checkpoints, fewer at both ends."""
+    return values.rolling(images=SMOOTH, center=True, min_periods=1).mean()
+
+
+def onset(runs: xr.Dataset, by: str = "loss") -> xr.DataArray:
+    """Where overfitting begins, in images seen: at the least smoothed validation loss, or the greatest accuracy."""
+    values = smoothed(runs[by].sel(split="validation", drop=True))
+    return values.idxmin("images") if by == "loss" else values.idxmax("images")
+
+
+def slope_change(runs: xr.Dataset, variable: str, measure: str, regime: str) -> xr.DataArray:
+    """The slope an epoch in the three epochs after the onset, by loss, less that in the three epochs before."""
+    values = runs[variable].sel(measure=measure, regime=regime)
+    return xr.concat([_bend(values.sel(seed=s), runs.sel(seed=s)) for s in runs.seed], "seed")
+
+
+def _bend(values: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
+    epochs = run.epochs
+    middle = epochs.sel(images=onset(run))
+    sides = (epochs >= middle - AROUND) & (epochs <= middle), (epochs >= middle) & (epochs <= middle + AROUND)
+    before, after = (_slope(values.where(side, drop=True), epochs.where(side, drop=True)) for side in sides)
+    return after - before
+
+
+def _slope(values: xr.DataArray, epochs: xr.DataArray) -> xr.DataArray:
+    """Least squares along the checkpoints; NaN for fewer than three."""
+    x = epochs - epochs.mean()
+    slope = (x * (values - values.mean("images"))).sum("images") / (x**2).sum()
+    return slope if len(epochs) >= 3 else slope * np.nan
+
+
+def stopping_excess(runs: xr.Dataset, signal: str, turn: str, measure: str = "", regime: str = "") -> xr.DataArray:
+    """What stopping at a signal's turning point costs: validation loss there over the least one, less 1.
+
+    The turning point is the maximum or minimum of the signal's running mean; `train-train` signals and those from
+    gradients of training points need no validation data.
+    """
+    values = runs[signal].sel(measure=measure, regime=regime) if measure else runs[signal]
+    stop = smoothed(values).idxmax("images") if turn == "max" else smoothed(values).idxmin("images")
+    loss = runs.loss.sel(split="validation", drop=True)
+    return loss.sel(images=stop).drop_vars("images") / loss.min("images") - 1
+
+
+QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
+    f.__name__: f
+    for f in (level, change, ratio, arithmetics_apart, regimes_apart, larger_change, slope_change, stopping_excess)
+}

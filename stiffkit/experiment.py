@@ -1,0 +1,295 @@
+"""Experiments: what is trained, what is measured, and running them."""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterable
+from math import ceil
+from typing import Any, Literal, Self
+
+import torch
+import xarray as xr
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from torch import nn
+
+from stiffkit import data, results
+from stiffkit.data import Dataset, Points, balanced_subset
+from stiffkit.losses import cross_entropy_float32
+from stiffkit.measurement import ARITHMETICS, MEASUREMENT_VERSION, evaluate, measure, measured_points
+from stiffkit.models import INITIALISATIONS, MODELS, build_model
+from stiffkit.training import TRAINING_VERSION, Checkpoint, one_thread, train
+
+EARLY = 1_600  # images seen in the second panel of v1's Fig 6
+LATE = 0.42  # of all images seen, in its third panel
+LAST = 10  # checkpoints that are measured in every arithmetic, for averages late in training
+IMAGES = {"digits": 1_201, "cifar10": 50_000}  # training images; 60,000 in the other sets
+MILLISECONDS = {"fc": 0.05, "cnn": 0.5, "cnn_v1": 2.2}  # of training an image of CIFAR-10 in one thread
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @property
+    def identity(self) -> str:
+        """JSON of the fields that are not at their default: a field that is added later changes no key."""
+        return json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+
+    def _key(self, slug: str) -> str:
+        return f"{slug}-{hashlib.sha256(self.identity.encode()).hexdigest()[:8]}"
+
+
+class Training(_Part):
+    """What is trained, and when it is looked at. Defaults are the paper's; a default never changes."""
+
+    dataset: str = Field(description="data set")
+    model: str = Field(description="network")
+    epochs: float = Field(gt=0, le=10_000, description="passes over the training set")
+    seed: int = Field(ge=0, le=1_000_000, description="of weights, order of training and choice of points")
+    initialisation: str = Field("keras", description="of the weights")
+    sphere: bool = Field(True, description="scale each image to unit norm")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="optimiser, at a constant rate")
+    learning_rate: float = Field(1e-3, gt=0, description="constant")
+    batch_size: int = Field(32, gt=0, description="images in a step")
+    checkpoints: tuple[int, ...] = Field((), description="in images seen; empty: the standard schedule")
+
+    @field_validator("dataset", "model", "initialisation")
+    @classmethod
+    def _is_known(cls, value: str, info: Any) -> str:
+        known = {"dataset": data.NAMES, "model": MODELS, "initialisation": INITIALISATIONS}
+        allowed = tuple(known[info.field_name])
+        if value not in allowed:
+            raise ValueError(f"allowed are {', '.join(allowed)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.dataset == "digits" and self.model == "cnn_v1":
+            raise ValueError("cnn_v1 needs images of 16 x 16 pixels or more, and digits has 8 x 8: take fc or cnn")
+        return self
+
+    @property
+    def key(self) -> str:
+        """A readable name and 8 hex digits of `identity`."""
+        return self._key(f"{self.dataset}-{self.model}-{self.epochs:g}ep-s{self.seed}")
+
+    def images(self, n: int) -> list[int]:
+        """The checkpoints, in images seen, for a training set of n images.
+
+        The standard schedule: before training, at 1,600 images, each quarter of an epoch up to the fifth, then each
+        epoch, at 42 % of the run, and at its end.
+        """
+        if self.checkpoints:
+            return list(self.checkpoints)
+        end = ceil(self.epochs * n)
+        quarters = [ceil(k * n / 4) for k in range(1, 21)]
+        epochs = [k * n for k in range(6, int(self.epochs) + 1)]
+        return sorted(k for k in {0, EARLY, round(LATE * end), *quarters, *epochs, end} if k <= end)
+
+
+class Measurement(_Part):
+    """What is measured at the checkpoints."""
+
+    points: int = Field(500, gt=0, description="training points, and as many validation points")
+    arithmetics: tuple[str, ...] = Field(tuple(ARITHMETICS), description="in which gradients are computed")
+    every: int = Field(
+        1, ge=1, description="arithmetics other than exact: at every so many checkpoints, the stages and the last ten"
+    )
+
+    @field_validator("arithmetics")
+    @classmethod
+    def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value[:1] != ("exact",) or not set(value) <= set(ARITHMETICS) or len(set(value)) < len(value):
+            raise ValueError(f"exact, and after it any of {', '.join(a for a in ARITHMETICS if a != 'exact')}")
+        return value
+
+    @property
+    def key(self) -> str:
+        """A readable name and 8 hex digits of `identity`."""
+        return self._key(f"{self.points}pts")
+
+
+class Experiment(_Part):
+    """One run: a training and what is measured on the way."""
+
+    training: Training
+    measurement: Measurement = Measurement()
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """An experiment from the fields of both parts.
+
+        Raises:
+            ValueError: naming the field and what is allowed.
+
+        >>> Experiment.of(dataset="mnist", model="fc", epochs=30, seed=1).key
+        'mnist-fc-30ep-s1-2da4ae43.500pts-44136fa3'
+
+        """
+        parts = {
+            "training": {k: v for k, v in fields.items() if k not in Measurement.model_fields},
+            "measurement": {k: v for k, v in fields.items() if k in Measurement.model_fields},
+        }
+        try:
+            return cls(**parts)
+        except ValidationError as error:
+            raise ValueError("\n".join(_explain(e) for e in error.errors())) from None
+
+    @property
+    def key(self) -> str:
+        """The keys of both parts: the name of the file in the cache."""
+        return f"{self.training.key}.{self.measurement.key}"
+
+    @property
+    def minutes(self) -> float:
+        """An estimate of the time that computing takes in one thread; right within a factor of two."""
+        n = IMAGES.get(self.training.dataset, 60_000)
+        size = {"digits": 0.1, "cifar10": 1.0}.get(self.training.dataset, 0.5)
+        image = 1e-3 * MILLISECONDS[self.training.model] * (1 if self.training.model == "fc" else size)
+        points = 2 * self.measurement.points
+        checkpoints = len(self.training.images(n))
+        measuring = 0.5 + 1e-7 * points**2 + (0 if self.training.model == "fc" else 5 * image * points)
+        evaluating = 0.25 * image * 2 * min(n, 10_000)
+        measured = 1 + (len(self.measurement.arithmetics) - 1) / self.measurement.every
+        return (self.training.epochs * n * image + checkpoints * (measured * measuring + evaluating)) / 60
+
+    def run(self, *, device: str = "cpu", progress: bool = True) -> xr.Dataset:
+        """The results: recorded ones, else cached ones, else computed and cached.
+
+        Args:
+            device: where it is computed, if it has to be.
+            progress: show a bar on a terminal.
+
+        Returns:
+            As `compute` says; attribute `source` tells where it came from.
+
+        """
+        found = results.find(self)
+        if found is not None:
+            return found
+        with results.reserved(self):
+            found = results.find(self)
+            if found is None:
+                results.save(self, compute(self, device=device, progress=progress))
+                found = results.find(self)
+        return found.assign_attrs(source="computed now")
+
+
+def run_all(experiments: Iterable[Experiment], **options: Any) -> xr.Dataset:
+    """Run experiments that differ in their seed and put them side by side, along `seed`."""
+    return results.side_by_side([experiment.run(**options) for experiment in experiments])
+
+
+def compute(experiment: Experiment, *, device: str = "cpu", progress: bool = True) -> xr.Dataset:
+    """Train and measure, in one thread.
+
+    Returns:
+        A Dataset along `images` (seen), the checkpoints, with `epochs`, what `measure` gives at each, and the mean
+        `batch_loss` since the checkpoint before; `loss` and `accuracy` (images, split) on a fixed subset of 10,000
+        training images (all, where there are fewer), on the validation half and on the test half of the official test
+        set. NaN where an arithmetic was not measured. A run whose loss stops being finite ends there and has the
+        attribute `diverged` = 1.
+
+    """
+    training, measurement = experiment.training, experiment.measurement
+    dataset = data.load(training.dataset, sphere=training.sphere)
+    parts = measured_points(dataset, measurement.points, training.seed)
+    watched = {split: _to(points, device) for split, points in _splits(dataset).items()}
+    points = [_to(part, device) for part in parts]
+    model = build_model(training.model, dataset, training.seed, initialisation=training.initialisation).to(device)
+    due = training.images(len(dataset.train[1]))
+    stages = {0, EARLY, round(LATE * due[-1]), due[-1], *due[-LAST:]}
+    measured, diverged, seconds, start = [], False, 0.0, time.perf_counter()
+    with one_thread(), _bar(experiment, due[-1], progress) as bar:
+        for k, checkpoint in enumerate(_checkpoints(model, _to(dataset.train, device), due, training)):
+            bar.update(checkpoint.images - bar.n)
+            if diverged := checkpoint.diverged:
+                break
+            everything = due[k] in stages or k % measurement.every == 0
+            before = time.perf_counter()
+            arithmetics = measurement.arithmetics if everything else ("exact",)
+            found = measure(checkpoint.model, *points, arithmetics, errors=due[k] in _four(due))
+            seconds += time.perf_counter() - before
+            measured.append(_at(checkpoint, found, {s: evaluate(checkpoint.model, p) for s, p in watched.items()}))
+    total = time.perf_counter() - start
+    together = xr.concat(measured, "images", join="outer", data_vars="all", coords="minimal", compat="override")
+    return together.reindex(arithmetic=list(measurement.arithmetics)).assign_attrs(
+        classes=json.dumps(dataset.classes),
+        data_checksum=dataset.checksum,
+        diverged=int(diverged),
+        training_version=TRAINING_VERSION,
+        measurement_version=MEASUREMENT_VERSION,
+        device=device if device == "cpu" else torch.cuda.get_device_name(),
+        threads=1,
+        seconds=round(total, 1),
+        seconds_measuring=round(seconds, 1),
+    )
+
+
+def stages(images: Iterable[int]) -> list[int]:
+    """The four checkpoints of v1's Fig 6: before training, at 1,600 images, at 42 % of the run, at its end.
+
+    >>> stages([0, 1000, 1600, 40000, 42000, 100000])
+    [0, 1600, 42000, 100000]
+
+    """
+    return sorted(_four([int(k) for k in images]))
+
+
+def _four(images: list[int]) -> set[int]:
+    return {min(images, key=lambda k: abs(k - wanted)) for wanted in (0, EARLY, LATE * images[-1], images[-1])}
+
+
+def _checkpoints(model: nn.Module, points: Points, due: list[int], training: Training) -> Iterable[Checkpoint]:
+    return train(
+        model,
+        points,
+        checkpoints=due,
+        unit="images",
+        seed=training.seed,
+        loss=cross_entropy_float32,
+        optimizer=training.optimizer,
+        learning_rate=training.learning_rate,
+        batch_size=training.batch_size,
+    )
+
+
+def _splits(dataset: Dataset) -> dict[str, Points]:
+    inputs, targets = dataset.train
+    if len(targets) > 10_000:
+        chosen = balanced_subset(targets, 10_000, seed=0)
+        inputs, targets = inputs[chosen], targets[chosen]
+    return {"train": (inputs, targets), "validation": dataset.validation, "test": dataset.test}
+
+
+def _to(points: Points, device: str) -> Points:
+    return points[0].to(device), points[1].to(device)
+
+
+def _at(checkpoint: Checkpoint, found: xr.Dataset, watched: dict[str, tuple[float, float]]) -> xr.Dataset:
+    losses, accuracies = zip(*watched.values(), strict=True)
+    curves = {
+        "loss": ("split", list(losses)),
+        "accuracy": ("split", list(accuracies)),
+        "batch_loss": checkpoint.loss,
+        "epochs": checkpoint.epochs,
+    }
+    return found.assign(curves).assign_coords(split=list(watched), images=checkpoint.images)
+
+
+def _bar(experiment: Experiment, images: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    silent = None if progress else True  # None: silent where there is no terminal, as in a notebook's kernel
+    return tqdm(total=images, desc=experiment.training.key, unit=" images", unit_scale=True, disable=silent)
+
+
+def _explain(error: dict[str, Any]) -> str:
+    name = str(error["loc"][-1]) if error["loc"] else "experiment"
+    if error["type"] == "extra_forbidden":
+        known = ", ".join([*Training.model_fields, *Measurement.model_fields])
+        return f"unknown field {name!r}; known are {known}"
+    if error["type"] == "missing":
+        return f"{name!r} is missing"
+    message = re.sub("^Value error, ", "", error["msg"])
+    return f"{name!r} = {error['input']!r}: {message}" if name not in ("training", "measurement") else message

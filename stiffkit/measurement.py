@@ -1,0 +1,219 @@
+"""What a run measures at a checkpoint: class matrices in three regimes, their companions, loss and accuracy."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from stiffkit.alignment import class_stiffness, stiffness, within_between
+from stiffkit.data import Dataset, Points, balanced_subset
+from stiffkit.gradients import GradientGram, gradient_gram
+from stiffkit.losses import cross_entropy, cross_entropy_float32, cross_entropy_keras2019
+from stiffkit.statistics import bootstrap_error
+
+MEASUREMENT_VERSION = (
+    1  # raised when the same weights would give other numbers; results of another version are not used
+)
+ARITHMETICS = {
+    "exact": cross_entropy,
+    "float32": cross_entropy_float32,
+    "keras2019": cross_entropy_keras2019,
+}
+MEASURES = ("sign", "cos")
+REGIMES = ("train-train", "train-val", "val-val")
+GAP = 16.0  # the logit gap beyond which float32 loses 1 - p, and clipping makes the gradient zero
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+BATCHES = 10  # of the training points, for gradient disparity
+
+
+def measured_points(dataset: Dataset, size: int, seed: int) -> tuple[Points, Points]:
+    """The `size` training and `size` validation points, balanced over classes, that a seed stands for."""
+    index, index2 = (balanced_subset(y, size, seed) for y in (dataset.train[1], dataset.validation[1]))
+    (x, y), (x2, y2) = dataset.train, dataset.validation
+    return (x[index], y[index]), (x2[index2], y2[index2])
+
+
+def measure(
+    model: nn.Module, training: Points, validation: Points, arithmetics: Sequence[str] = ("exact",), *, errors: bool
+) -> xr.Dataset:
+    r"""Stiffness of training and validation points at one checkpoint.
+
+    One Gram matrix over all points in each arithmetic; the three regimes are its blocks (Fort et al., v3, Figs 3 to 5).
+
+    Args:
+        model: as for `gradient_gram`; its outputs are logits, (n, classes).
+        training: `(inputs, targets)`, n points.
+        validation: likewise.
+        arithmetics: of `ARITHMETICS`, "exact" among them: the others are compared with it.
+        errors: also bootstrap errors over points, of train-train and val-val in exact arithmetic.
+
+    Returns:
+        A Dataset, float64, with these variables; regime is train-train, train-val or val-val, measure sign or cos.
+
+        * `stiffness` (arithmetic, regime, measure, class_a, class_b): class matrices, pairs of a point with itself left
+          out; `within`, `between` (arithmetic, regime, measure): their summaries.
+        * `zero` (arithmetic, part): share of points with a gradient of exactly zero; `wrong_sign` (arithmetic, regime):
+          share of pairs whose sign is not the exact one.
+        * `within_error`, `between_error` (part, measure), with `errors`: their bootstrap errors over points.
+        * `centred_within`, `centred_between` (centring, regime): sign stiffness after the mean gradient of each part
+          ("gradient"), or the mean of the normalised gradients ("direction"), was taken off.
+        * `weighted_within`, `weighted_between` (weighting, regime): over pairs, not cells,
+          $\sum g\cdot g' / \sum \|g\|\|g'\|$ ("norm": the cosine weighted by both norms) and
+          $\sum g\cdot g' / \sum |g\cdot g'|$ ("change": the sign weighted by the change of loss that a step makes);
+          `within_share` (regime): the part of $\sum |g\cdot g'|$ that pairs within classes have.
+        * `points_for_90` (part): the smallest share of the points whose gradient norms make up 90 % of their sum.
+        * `gradient_norm` $\|\bar g\|$, `mean_norm` $\overline{\|g\|}$ and `disparity`, the mean
+          $\|\bar g_A - \bar g_B\|$ over pairs of 10 disjoint batches (Forouzesh and Thiran 2021): of training points.
+        * `gap` (part, quantile) of the logit gap $\log(p_y / (1 - p_y))$; `past_gap` (part): share of points above 16.
+
+    """
+    points = tuple(torch.cat(pair) for pair in zip(training, validation, strict=True))
+    parts = {"train": slice(0, len(training[1])), "val": slice(len(training[1]), len(points[1]))}
+    y = points[1].cpu()
+    grams = {name: gradient_gram(model, ARITHMETICS[name], points) for name in arithmetics}
+    exact = grams["exact"]
+    found = [
+        _stiffness(grams, y, parts),
+        _companions(exact, y, parts),
+        _centred(exact, y, parts),
+        _norms(exact, parts),
+        _gaps(model, points, parts),
+    ]
+    return xr.merge([*found, _errors(exact, y, parts)] if errors else found)
+
+
+def evaluate(model: nn.Module, points: Points) -> tuple[float, float]:
+    """Mean cross-entropy, computed in float64, and accuracy."""
+    inputs, targets = points
+    with torch.no_grad():
+        outputs = torch.cat([model(x) for x in inputs.split(64)])
+        right = (outputs.argmax(dim=1) == targets).double().mean()
+        return float(cross_entropy(outputs, targets).mean()), float(right)
+
+
+def _blocks(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> Iterator[tuple[GradientGram, Tensor, Tensor]]:
+    """The Gram matrix of each regime, with the classes of its rows and of its columns."""
+    for rows, columns in (map(parts.get, regime.split("-")) for regime in REGIMES):
+        yield gram.block(rows, columns), y[rows], y[columns]
+
+
+def _stiffness(grams: dict[str, GradientGram], y: Tensor, parts: dict[str, slice]) -> xr.Dataset:
+    signs = {name: gram.cos.sign() for name, gram in grams.items()}
+    wrong = {name: GradientGram((sign != signs["exact"]).double(), *_rest(grams[name])) for name, sign in signs.items()}
+    C = [
+        [[_cells(block, m, *ys) for m in MEASURES] for block, *ys in _blocks(gram, y, parts)] for gram in grams.values()
+    ]
+    dimensions = {"arithmetic": list(grams), "regime": list(REGIMES), "measure": list(MEASURES)}
+    classes = y.unique().numpy()
+    stiffness = xr.DataArray(C, dimensions | {"class_a": classes, "class_b": classes})
+    return within_between(stiffness).assign(
+        stiffness=stiffness,
+        wrong_sign=(("arithmetic", "regime"), [[_mean(b) for b, *_ in _blocks(w, y, parts)] for w in wrong.values()]),
+        zero=(
+            ("arithmetic", "part"),
+            [[float(g.zero[p].double().mean()) for p in parts.values()] for g in grams.values()],
+        ),
+        part=list(parts),
+    )
+
+
+def _cells(block: GradientGram, measure: str, rows: Tensor, columns: Tensor) -> np.ndarray:
+    return class_stiffness(stiffness(block, measure), rows, columns).values
+
+
+def _rest(gram: GradientGram) -> tuple[Tensor, Tensor, Tensor]:
+    return gram.norms, gram.norms2, gram.self_pairs
+
+
+def _mean(block: GradientGram) -> float:
+    return float(block.cos[~block.self_pairs].mean())
+
+
+def _companions(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> xr.Dataset:
+    """Within and between weighted by what a step does, and the share of it that falls within classes."""
+    kinds: dict[str, list] = {"weighted_within": [], "weighted_between": [], "within_share": []}
+    for block, rows, columns in _blocks(gram, y, parts):
+        pairs = ~block.self_pairs
+        same = rows[:, None] == columns
+        dot, norms = block.dot, block.norms[:, None] * block.norms2
+        for kind, chosen in (("weighted_within", same & pairs), ("weighted_between", ~same)):
+            kinds[kind].append([_ratio(dot[chosen].sum(), weight[chosen].sum()) for weight in (norms, dot.abs())])
+        kinds["within_share"].append(_ratio(dot[same & pairs].abs().sum(), dot[pairs].abs().sum()))
+    shares = {"within_share": ("regime", kinds.pop("within_share"))}
+    weighted = {name: (("regime", "weighting"), values) for name, values in kinds.items()}
+    return xr.Dataset(weighted | shares, {"regime": list(REGIMES), "weighting": ["norm", "change"]})
+
+
+def _ratio(a: Tensor, b: Tensor) -> float:
+    return float(a / b) if b > 0 else 0.0
+
+
+def _centred(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> xr.Dataset:
+    """Sign stiffness of gradients less their mean, the mean of each part by itself."""
+    C = []
+    for K in (gram.dot, gram.cos.clone()):
+        for part in parts.values():  # H K H with a projection H that takes the mean of a part off
+            K[part] -= K[part].mean(dim=0, keepdim=True)
+            K[:, part] -= K[:, part].mean(dim=1, keepdim=True)
+        centred = GradientGram(K.sign(), *_rest(gram))
+        C.append([_cells(block, "sign", *ys) for block, *ys in _blocks(centred, y, parts)])
+    dimensions = {"centring": ["gradient", "direction"], "regime": list(REGIMES)}
+    classes = y.unique().numpy()
+    cells = xr.DataArray(C, dimensions | {"class_a": classes, "class_b": classes})
+    return within_between(cells).rename(within="centred_within", between="centred_between")
+
+
+def _norms(gram: GradientGram, parts: dict[str, slice]) -> xr.Dataset:
+    """The rivals of stiffness that need training points alone, and on how few points the gradient rests."""
+    norms, dot = gram.norms[parts["train"]], gram.dot[parts["train"], parts["train"]]
+    n = len(norms)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    members = torch.zeros(BATCHES, n, dtype=torch.float64)
+    for batch, chosen in zip(members, order.tensor_split(BATCHES), strict=True):
+        batch[chosen] = 1 / len(chosen)
+    M = members @ dot @ members.T
+    squares = M.diagonal()[:, None] + M.diagonal() - 2 * M
+    i, j = torch.triu_indices(BATCHES, BATCHES, 1)
+    return xr.Dataset(
+        {
+            "gradient_norm": float(dot.mean().clamp(min=0).sqrt()),
+            "mean_norm": float(norms.mean()),
+            "disparity": float(squares[i, j].clamp(min=0).sqrt().mean()),
+            "points_for_90": ("part", [_concentration(gram.norms[part]) for part in parts.values()]),
+        },
+        {"part": list(parts)},
+    )
+
+
+def _concentration(norms: Tensor) -> float:
+    shares = norms.sort(descending=True).values.cumsum(0) / norms.sum()
+    return float(((shares < 0.9).sum() + 1) / len(norms)) if norms.any() else 0.0
+
+
+def _gaps(model: nn.Module, points: Points, parts: dict[str, slice]) -> xr.Dataset:
+    inputs, targets = points
+    with torch.no_grad():
+        z = torch.cat([model(x) for x in inputs.split(64)]).double()
+    others = z.scatter(1, targets[:, None], -torch.inf).logsumexp(dim=1)
+    gap = (z.gather(1, targets[:, None])[:, 0] - others).cpu().numpy()
+    return xr.Dataset(
+        {
+            "gap": (("part", "quantile"), [np.quantile(gap[part], QUANTILES) for part in parts.values()]),
+            "past_gap": ("part", [float((gap[part] > GAP).mean()) for part in parts.values()]),
+        },
+        {"part": list(parts), "quantile": list(QUANTILES)},
+    )
+
+
+def _errors(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> xr.Dataset:
+    found = []
+    for part in parts.values():
+        block = gram.block(part, part)
+        found.append([bootstrap_error(stiffness(block, m), y[part], resamples=200) for m in MEASURES])
+    values = {k: [[float(error[k]) for error in row] for row in found] for k in ("within", "between")}
+    return xr.Dataset(
+        {f"{k}_error": (("part", "measure"), v) for k, v in values.items()},
+        {"part": list(parts), "measure": list(MEASURES)},
+    )
