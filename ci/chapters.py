@@ -14,16 +14,36 @@ import sys
 import setup
 
 BOOK = setup.ROOT / "book"
+BEGIN, END = "<!-- from the ledger: make chapters writes this -->", "<!-- end -->"
 
 
 def main(prefixes) -> None:
-    texts = [path for path in sorted(BOOK.glob("text/[0-9]*.md")) if path.name.startswith(tuple(prefixes) or "")]
+    texts = [path for path in sorted(BOOK.glob("text/*.md")) if path.name.startswith(tuple(prefixes) or "")]
     if not texts:
-        sys.exit("no chapter in book/text/ begins with " + ", ".join(prefixes))
+        sys.exit("no text in book/text/ begins with " + ", ".join(prefixes))
     with setup.empty_cache() as env:
         failed = [text.stem for text in texts if not write(text, env)]
+    write_fronts()
     if failed:
         sys.exit("not written: " + ", ".join(failed))
+
+
+def write_fronts() -> None:
+    """Puts the answer and the claims, from the ledger and the recorded runs, into the front page and the README."""
+    from stiffkit import claims
+
+    ledger = claims.read()
+    judgements = claims.judge_all(ledger)
+    for page, folder in ((BOOK / "index.md", ""), (setup.ROOT / "README.md", "book/")):
+        if page.exists():
+            text = page.read_text(encoding="utf-8")
+            page.write_text(with_front(text, claims.front(judgements, ledger, folder)), encoding="utf-8")
+
+
+def with_front(text, front) -> str:
+    """A page with what stands between its two marks replaced."""
+    before, rest = text.split(BEGIN)
+    return f"{before}{BEGIN}\n{front}\n{END}{rest.split(END)[1]}"
 
 
 def write(text, env) -> bool:

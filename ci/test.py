@@ -13,7 +13,7 @@ PARALLEL = ("-n", "auto", "--dist", "loadfile")  # on two cores a third faster; 
 
 
 def main(arguments) -> int:
-    notebooks = sorted(str(path.relative_to(setup.ROOT)) for path in setup.ROOT.glob("book/[0-9]*.ipynb"))
+    notebooks = sorted(str(path.relative_to(setup.ROOT)) for path in setup.ROOT.glob("book/*.ipynb"))
     steps = {
         "ruff check": ["ruff", "check", "--quiet", "."],
         "ruff format": ["ruff", "format", "--check", "--quiet", "."],

@@ -1,13 +1,18 @@
 """The command line: `stiffkit`, or `python -m stiffkit`."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+import xarray as xr
 
 import stiffkit
-from stiffkit import archives, data
+from stiffkit import archives, claims, data, results
+from stiffkit.experiment import Experiment, Measurement, Training
+from stiffkit.models import MODELS
 
 app = typer.Typer(
     help="Stiffness: how a gradient step on one example changes the loss of another.",
@@ -17,6 +22,13 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Data sets: fetch them ahead of time, list and verify them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+results_app = typer.Typer(
+    help="Results: recorded ones behind the book, cached ones of your runs.", no_args_is_help=True
+)
+app.add_typer(results_app, name="results")
+
+GIVEN = ("dataset", "model", "epochs", "seed")
+OTHERS = [name for name in (*Training.model_fields, *Measurement.model_fields) if name not in GIVEN]
 
 
 _MENDABLE = (ValueError, OSError, ImportError)
@@ -81,6 +93,183 @@ def verify_data(
             failed = True
     if failed:
         raise typer.Exit(1)
+
+
+@app.command("run")
+def run_experiments(
+    dataset: Annotated[str, typer.Argument(help=f"Any of: {', '.join(data.NAMES)}.")],
+    model: Annotated[str, typer.Argument(help=f"Any of: {', '.join(MODELS)}.")],
+    epochs: Annotated[float, typer.Option(help="Passes over the training set.")],
+    seeds: Annotated[str, typer.Option(help="One, or several: 1-8, or 1,3,5.")] = "1",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="FIELD=VALUE", help=f"Other fields: {', '.join(OTHERS)}. May be repeated."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+) -> None:
+    """Train, measure at checkpoints, and keep the results in the cache; what is there already is not computed again.
+
+    Ctrl-C keeps the runs that are finished.
+    """
+    with errors_as_messages():
+        fields = dict(_assignment(text) for text in set_ or [])
+        same = {"dataset": dataset, "model": model, "epochs": epochs}
+        experiments = [Experiment.of(**same, **fields, seed=seed) for seed in _numbers(seeds)]
+        missing = [e for e in experiments if results.find(e) is None]
+        if missing:
+            minutes = sum(e.minutes for e in missing)
+            typer.echo(f"{len(missing)} to compute, about {minutes:.1f} minutes in one thread", err=True)
+        for k, experiment in enumerate(experiments):
+            try:
+                found = experiment.run(device=device)
+            except KeyboardInterrupt:
+                typer.echo(
+                    f"Stopped. {k} of {len(experiments)} are kept; the same command goes on from there.", err=True
+                )
+                raise typer.Exit(130) from None
+            typer.echo(f"{experiment.key}: {found.source}")
+
+
+@results_app.command("list")
+def list_results() -> None:
+    """List all runs, recorded and cached, and files that were set aside."""
+    typer.echo(f"recorded in {results.book() / 'results'}, cached in {results.cache()}")
+    for path in _result_files():
+        try:
+            for run in results.runs(path):
+                state = "" if results.is_current(run) else ", of another version of the code: not used"
+                key = Experiment.model_validate_json(run.attrs["experiment"]).key
+                typer.echo(f"{key}  {_place(path)}, {run.attrs['seconds']:.0f} s{state}")
+        except results.ResultsError as error:
+            typer.echo(f"Error: {error}", err=True)
+    for path in sorted(results.cache().glob(f"*{results.SET_ASIDE}*")):
+        typer.echo(f"{path.name}  set aside: damaged, or not what its name says")
+
+
+@results_app.command("show")
+def show_results(key: Annotated[str, typer.Argument(help="A run's key, as `results list` prints it.")]) -> None:
+    """Show one run: what was trained and measured, with what, and what came out at its end."""
+    with errors_as_messages():
+        for path in _result_files():
+            for run in results.runs(path):
+                if Experiment.model_validate_json(run.attrs["experiment"]).key == key:
+                    typer.echo(_shown(run, path))
+                    return
+        raise ValueError(f"there is no run {key!r}: stiffkit results list shows the keys")
+
+
+@results_app.command("verify")
+def verify_results() -> None:
+    """Check every file of results against its checksum; exit code 1 where one is damaged. Nothing is changed."""
+    failed = False
+    for path in _result_files():
+        try:
+            typer.echo(f"{_place(path)}: whole, {max(1, len(results.runs(path)))} run(s)")
+        except results.ResultsError as error:
+            typer.echo(f"Error: {error}", err=True)
+            failed = True
+    if failed:
+        raise typer.Exit(1)
+
+
+@results_app.command("clean")
+def clean_results(
+    everything: Annotated[bool, typer.Option("--all", help="Remove the good ones too.")] = False,
+) -> None:
+    """Remove from the cache what cannot be used: files set aside, left over, or made by other versions of the code."""
+    removed = 0
+    for path in sorted(results.cache().glob("*")):
+        if everything or not _is_useful(path):
+            typer.echo(f"removed {path.name}")
+            path.unlink()
+            removed += 1
+    typer.echo(f"{removed} file(s) removed from {results.cache()}; recorded results are not touched")
+
+
+@results_app.command("pack")
+def pack_results(
+    name: Annotated[str, typer.Argument(help="Of the recorded file, such as 02_mnist.")],
+    patterns: Annotated[list[str], typer.Argument(metavar="KEY", help='Keys or patterns, such as "mnist-fc-30ep-*".')],
+) -> None:
+    """Turn cached runs into one recorded file, book/results/NAME.nc; runs that it has already stay in it."""
+    with errors_as_messages():
+        path = results.pack(name, patterns)
+        typer.echo(f"{path}: {len(results.runs(path))} run(s), {path.stat().st_size / 2**20:.2f} MiB")
+
+
+@app.command("claims")
+def show_claims(
+    chapter: Annotated[int, typer.Option(help="Only those of one chapter.")] = 0,
+) -> None:
+    """Judge every claim from the recorded runs: estimate, 95 % interval over seeds, verdict."""
+    with errors_as_messages():
+        ledger = claims.read()
+        judgements = claims.judge_all(ledger)
+        for j in judgements:
+            if chapter in (0, j.claim.chapter):
+                exploratory = ", exploratory" if j.claim.exploratory else ""
+                typer.echo(
+                    f"{j.claim.id}: {j.verdict}{exploratory}\n  {j.claim.title} (criterion: {j.claim.criterion})"
+                )
+                typer.echo(f"  {claims.found(j, ledger)}")
+        typer.echo("\n" + claims.answer(ledger, judgements))
+
+
+def _result_files() -> list[Path]:
+    return [*results.recorded(), *sorted(results.cache().glob("*.nc"))]
+
+
+def _place(path: Path) -> str:
+    return f"cached, {path.name}" if path.is_relative_to(results.cache()) else f"recorded, {path.name}"
+
+
+def _is_useful(path: Path) -> bool:
+    """Whether a file in the cache is a run that can be used, or the lock of one that is being computed."""
+    if path.suffix == ".lock":
+        return not path.with_suffix("").exists()
+    try:
+        return path.suffix == ".nc" and results.is_current(results.load(path))
+    except results.ResultsError:
+        return False
+
+
+def _shown(run: xr.Dataset, path: Path) -> str:
+    from stiffkit.chapters import rounded
+
+    last = run.isel(images=-1)
+    facts = {k: v for k, v in run.attrs.items() if k not in ("experiment", "classes")}
+    summary = {
+        f"{name}, {regime}, {measure}": rounded(last[name].sel(regime=regime, measure=measure, arithmetic="exact"), 3)
+        for name in ("within", "between")
+        for regime in run.regime.values
+        for measure in run.measure.values
+    }
+    accuracy = {f"{s} accuracy": rounded(100 * last.accuracy.sel(split=s), 1) + " %" for s in run.split.values}
+    lines = [f"{_place(path)}", run.attrs["experiment"], *(f"{k}: {v}" for k, v in facts.items())]
+    lines.append(f"at the end, {int(last.images):,} images seen, exact:")
+    return "\n".join([*lines, *(f"  {k}: {v}" for k, v in (summary | accuracy).items())])
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text!r}: FIELD=VALUE is wanted, such as learning_rate=1e-4")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _numbers(text: str) -> list[int]:
+    """Seeds from "3", "1-8" or "1,3,5"."""
+    try:
+        ranges = [[int(end) for end in part.split("-")] for part in text.split(",")]
+        numbers = [n for first, *rest in ranges for n in range(first, (rest or [first])[0] + 1)]
+    except ValueError:
+        numbers = []
+    if not numbers:
+        raise ValueError(f"--seeds {text!r}: a number, a range or a list is wanted, such as 3, 1-8 or 1,3,5")
+    return numbers
 
 
 def _is_here(name: str) -> bool:

@@ -3,7 +3,6 @@
 import ast
 import difflib
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,11 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from stiffkit import data, models
+from stiffkit import results
+from stiffkit.experiment import Experiment, known_name
+from stiffkit.measurement import ARITHMETICS
+from stiffkit.models import MODELS
+from stiffkit.results import book
 
 
 class ParameterError(ValueError):
@@ -23,11 +26,6 @@ class ParameterError(ValueError):
 
 class TooLongError(ParameterError):
     """What would have to be computed takes longer than `max_minutes`."""
-
-
-def book() -> Path:
-    """The folder of chapters and recorded results: `$STIFFKIT_BOOK`, or `book` beside the package in a checkout."""
-    return Path(os.environ.get("STIFFKIT_BOOK") or Path(__file__).parent.parent / "book")
 
 
 def rounded(value: float, digits: int = 2) -> str:
@@ -154,28 +152,11 @@ class Definition(Chapter):
     seed: int = Field(1, ge=0, le=1_000_000, description="of weights, order of training and choice of points")
     max_minutes: float = Field(5.0, gt=0, description="what a re-run may take, in minutes")
 
-    @field_validator("dataset", "model", "initialisation")
-    @classmethod
-    def _is_known(cls, value: str, info: Any) -> str:
-        known = {"dataset": data.NAMES, "model": models.MODELS, "initialisation": models.INITIALISATIONS}
-        allowed = tuple(known[info.field_name])
-        if value not in allowed:
-            raise ValueError(f"allowed are {', '.join(allowed)}")
-        return value
+    _known = field_validator("dataset", "model", "initialisation")(known_name)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        largest = 280 if self.dataset == "digits" else 2000
-        if self.points % 10 or self.points == 10 or self.points > largest:
-            raise ValueError(
-                f"parameter 'points' = {self.points}: {self.dataset} allows 0 and multiples of 10 (its classes) from "
-                f"20 to {largest}"
-            )
-        if self.dataset == "digits" and self.model == "cnn_v1":
-            raise ValueError(
-                "parameter 'model' = 'cnn_v1': its four poolings need 16 x 16 pixels and digits has 8 x 8; "
-                f"allowed are {', '.join(m for m in models.MODELS if m != 'cnn_v1')}"
-            )
+        _check_sizes(self.dataset, self.model, self.points)
         return self
 
     @property
@@ -189,6 +170,70 @@ class Definition(Chapter):
         images, pixels = {"digits": (1_201, 64), "cifar10": (50_000, 3 * 1024)}.get(self.dataset, (60_000, 784))
         convolution = {"fc": 0.0, "cnn": 8e-8, "cnn_v1": 4e-7}[self.model] * pixels  # seconds an image, in training
         return (images * (5e-5 + convolution) + 20 + 1e5 * convolution + 0.02 * self.number_of_points) / 60
+
+
+class ClassMatrices(Chapter):
+    """Parameters of chapter 2."""
+
+    number: ClassVar[int] = 2
+    name: ClassVar[str] = "class_matrices"
+
+    dataset: str = Field("mnist", description="data set")
+    model: str = Field("", description="network; empty: the data set's own")
+    initialisation: str = Field("keras", description="of the weights")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam, constant")
+    epochs: float = Field(0, ge=0, le=1000, description="passes over the training set; 0: the data set's own")
+    points: int = Field(0, ge=0, description="training, and validation, points; 0: the data set's own")
+    seeds: int = Field(0, ge=0, le=100, description="runs, with seeds 1 to this; 0: the data set's own")
+    arithmetic: str = Field("exact", description="of the gradients that the first figures show")
+    max_minutes: float = Field(10.0, gt=0, description="what a re-run may take, in minutes")
+
+    @field_validator("dataset", "model", "initialisation", "arithmetic")
+    @classmethod
+    def _is_known(cls, value: str, info: Any) -> str:
+        if info.field_name == "arithmetic" and value not in ARITHMETICS:
+            raise ValueError(f"allowed are {', '.join(ARITHMETICS)}")
+        return (
+            value
+            if info.field_name == "arithmetic" or (info.field_name, value) == ("model", "")
+            else known_name(value, info)
+        )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_sizes(self.dataset, self.model, self.points)
+        return self
+
+    @property
+    def experiments(self) -> list[Experiment]:
+        """One a seed; what the parameters leave open is the data set's own."""
+        own = {"model": "fc", "epochs": 30.0, "points": 500, "seeds": 8}
+        own |= {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "points": 200, "seeds": 2}}.get(
+            self.dataset, {}
+        )
+        chosen = {name: getattr(self, name) or value for name, value in own.items()}
+        seeds = chosen.pop("seeds")
+        chosen |= {"every": 4} if chosen["model"] == "cnn_v1" else {}
+        same = {name: getattr(self, name) for name in ("dataset", "initialisation", "learning_rate")}
+        return [Experiment.of(**same, **chosen, seed=seed) for seed in range(1, seeds + 1)]
+
+    @property
+    def minutes(self) -> float:
+        """The estimate for the runs that are neither recorded nor cached."""
+        return sum(e.minutes for e in self.experiments if results.find(e) is None)
+
+
+def _check_sizes(dataset: str, model: str, points: int) -> None:
+    largest = 280 if dataset == "digits" else 2000
+    if points % 10 or points == 10 or points > largest:
+        raise ValueError(
+            f"parameter 'points' = {points}: {dataset} allows 0 and multiples of 10 (its classes) from 20 to {largest}"
+        )
+    if dataset == "digits" and model == "cnn_v1":
+        raise ValueError(
+            "parameter 'model' = 'cnn_v1': its four poolings need 16 x 16 pixels and digits has 8 x 8; "
+            f"allowed are {', '.join(m for m in MODELS if m != 'cnn_v1')}"
+        )
 
 
 def _command(name: str) -> str:

@@ -5,7 +5,6 @@ The entries are in `book/claims.yml`. Each was committed before the runs that ju
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import sqrt
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,13 +13,17 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stiffkit import results
-from stiffkit.chapters import book
+from stiffkit.chapters import rounded
 from stiffkit.endpoints import QUANTITIES
 from stiffkit.experiment import Experiment
+from stiffkit.results import book
+from stiffkit.statistics import t_interval
 
 REPRODUCED, CONTRADICTED, INCONCLUSIVE = "reproduced", "contradicted", "inconclusive"
 DEPENDS, MIXED, NOT_RUN = "depends on the arithmetic", "mixed", "not run"
 VERDICTS = (REPRODUCED, CONTRADICTED, DEPENDS, MIXED, INCONCLUSIVE, NOT_RUN)
+ARITHMETICS = {"exact": "exact", "float32": "fused float32", "keras2019": "clipped"}
+DASH = "\N{EN DASH}"
 FEW = 5  # with fewer seeds a verdict needs every seed on its side, besides the interval
 
 
@@ -83,7 +86,9 @@ class Claim(_Entry):
     chapter: int = Field(ge=1)
     title: str
     source: Source
-    says: str = Field(description="what the paper reports, in our words")
+    v1: str = Field("", description="what the first version reports, in our words")
+    v3: str = Field("", description="what the third version reports")
+    ours: str = Field("", description="what no version says: a question of this book")
     quantity: dict[str, Any] = Field(description="the name of a function in stiffkit.endpoints, and its arguments")
     criterion: Criterion
     datasets: tuple[str, ...] = Field(min_length=1, description="names of `runs`")
@@ -113,6 +118,11 @@ class Runs(_Entry):
     title: str
     experiment: dict[str, Any]
     seeds: int = Field(ge=1)
+
+    @property
+    def short(self) -> str:
+        """The title's first part: the data set."""
+        return self.title.split(",")[0]
 
     def experiments(self) -> list[Experiment]:
         """One for each seed."""
@@ -149,6 +159,9 @@ class Ledger(_Entry):
         for claim in self.claims:
             if unknown := set(claim.datasets) - set(self.runs):
                 raise ValueError(f"claim {claim.id}: no runs are called {', '.join(sorted(unknown))}")
+        for blank, options in self.answer.blanks.items():
+            if not options or options[-1].when:
+                raise ValueError(f"answer: the last alternative of {blank} has to be the one for all other cases")
         for alternative in (a for options in self.answer.blanks.values() for a in options):
             if unknown := set(alternative.when) - set(ids):
                 raise ValueError(f"answer: no claim is called {', '.join(sorted(unknown))}")
@@ -210,22 +223,6 @@ def _place(location: tuple) -> str:
     return ": ".join(map(str, location)) + ": " if location else ""
 
 
-def t_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
-    r"""Mean and t interval $\bar v \pm t_{n-1} s / \sqrt n$ over seeds; NaN bounds for fewer than two values.
-
-    >>> [round(v, 3) for v in t_interval([1.0, 2.0, 3.0])]
-    [2.0, -0.484, 4.484]
-
-    """
-    from scipy.stats import t
-
-    v = np.asarray(list(values), dtype=float)
-    if len(v) < 2:
-        return (float(v.mean()) if len(v) else np.nan), np.nan, np.nan
-    half = float(t.ppf((1 + level) / 2, len(v) - 1)) * float(v.std(ddof=1)) / sqrt(len(v))
-    return float(v.mean()), float(v.mean()) - half, float(v.mean()) + half
-
-
 def verdict_of(criterion: Criterion, values: Iterable[float]) -> str:
     """The verdict of one set of seeds.
 
@@ -235,7 +232,7 @@ def verdict_of(criterion: Criterion, values: Iterable[float]) -> str:
     values = list(values)
     if not values:
         return NOT_RUN
-    _, low, high = t_interval(values)
+    _, low, high = _interval(values)
     if not np.isfinite([low, high]).all():
         return INCONCLUSIVE
     least, most = criterion.limits
@@ -245,6 +242,11 @@ def verdict_of(criterion: Criterion, values: Iterable[float]) -> str:
     if high <= least or low >= most:
         return CONTRADICTED if len(values) >= FEW or not any(inside) else INCONCLUSIVE
     return INCONCLUSIVE
+
+
+def _interval(values: Iterable[float]) -> tuple[float, float, float]:
+    interval = t_interval(xr.DataArray(list(values), dims="seed"))
+    return float(interval["mean"]), float(interval.low), float(interval.high)
 
 
 def judge(claim: Claim, runs: Mapping[str, xr.Dataset]) -> Judgement:
@@ -263,7 +265,7 @@ def _estimate(claim: Claim, dataset: str, arithmetic: str, runs: xr.Dataset) -> 
     if "arithmetic" in values.dims:
         values = values.sel(arithmetic=arithmetic)
     seeds = tuple(float(v) for v in values.values)
-    return Estimate(dataset, arithmetic, seeds, *t_interval(seeds), verdict_of(claim.criterion, seeds))
+    return Estimate(dataset, arithmetic, seeds, *_interval(seeds), verdict_of(claim.criterion, seeds))
 
 
 def _over_arithmetics(verdicts: list[str]) -> str:
@@ -308,8 +310,95 @@ def answer(ledger: Ledger, judgements: Iterable[Judgement]) -> str:
     verdicts = {j.claim.id: j.verdict for j in judgements}
     return ledger.answer.sentence.format(
         **{
-            blank: next((a.say for a in options if all(verdicts[c] in v for c, v in a.when.items())), "not settled yet")
+            blank: next(a.say for a in options if all(verdicts[c] in v for c, v in a.when.items()))
             for blank, options in ledger.answer.blanks.items()
         }
     )
 
+
+def estimate(mean: float, low: float, high: float, digits: int = 2) -> str:
+    """A mean and its interval as the book prints them; without an interval for a single seed.
+
+    >>> estimate(0.5, 0.4, 0.6), estimate(0.5, np.nan, np.nan)
+    ('0.50 [0.40, 0.60]', '0.50')
+
+    """
+    if np.isnan(mean):
+        return DASH
+    interval = "" if np.isnan(low) else f" [{rounded(low, digits)}, {rounded(high, digits)}]"
+    return rounded(mean, digits) + interval
+
+
+def found(judgement: Judgement, ledger: Ledger, *, verdicts: bool = True) -> str:
+    """What was found for a claim, in one line: each data set, its estimate and interval, and its own verdict."""
+    parts = []
+    for dataset, verdict in judgement.by_dataset.items():
+        here = [e for e in judgement.estimates if e.dataset == dataset]
+        if here:
+            names = [f"{ARITHMETICS[e.arithmetic]} " if len(here) > 1 else "" for e in here]
+            values = [name + estimate(e.mean, e.low, e.high) for name, e in zip(names, here, strict=True)]
+            own = f" ({verdict}, n = {len(here[0].values)})" if verdicts else ""
+            parts.append(f"{ledger.runs[dataset].short} {', '.join(values)}{own}")
+    return "; ".join(parts) or "no recorded run"
+
+
+def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> str:
+    """What the front page and the README show: the answer, its figure, one plain row a claim, what was not checked.
+
+    Args:
+        judgements: of the whole ledger.
+        ledger: they belong to.
+        folder: the book's, as seen from the page, with a slash at its end.
+
+    """
+    judgements = list(judgements)
+    lines = [
+        f"**{answer(ledger, judgements)}**",
+        "",
+        f"![Stiffness within and between classes against images seen, MNIST and CIFAR-10]({folder}_static/answer.png)",
+        "",
+        "Within classes (blue) and between classes (orange), by sign: exact gradients solid, gradients of a clipped "
+        "loss dotted, least validation loss marked. Brackets below are 95 % t intervals over seeds.",
+        "",
+        "| claim | v1 said | v3 said | we find | chapter |",
+        "|---|---|---|---|---|",
+    ]
+    for j in judgements:
+        c, chapter = j.claim, next(iter(book().glob(f"{j.claim.chapter:02}_*.ipynb")), None)
+        link = f"[{c.chapter}]({folder}{chapter.name})" if chapter else str(c.chapter)
+        saids = f"{c.v1 or DASH} | {c.v3 or DASH}" if not c.ours else f"{DASH} | {DASH}"
+        lines.append(f"| {c.title} | {saids} | **{j.verdict}**: {found(j, ledger, verdicts=False)} | {link} |")
+    return "\n".join([*lines, "", f"Not checked: {ledger.unchecked[0].lower()}{ledger.unchecked[1:]}"])
+
+
+def table(judgements: Iterable[Judgement], ledger: Ledger) -> str:
+    """The ledger whole, as a Markdown table."""
+    lines = ["| claim | where | reproduced means | found | verdict |", "|---|---|---|---|---|"]
+    for j in judgements:
+        c = j.claim
+        where = f"{c.source.version}, {c.source.where}" if not c.ours else f"our question: {c.ours}"
+        seen = f"exploratory: {c.exploratory}" if c.exploratory else ""
+        quantity = ", ".join(str(v) for v in c.quantity.values())
+        formerly = "".join(f"; formerly {f.criterion}, changed because {f.reason}" for f in c.former)
+        criterion = f"{quantity}: {c.criterion}{formerly}"
+        lines.append(f"| {c.title} | {where} | {criterion} | {found(j, ledger)} | **{j.verdict}** {seen} |")
+    return "\n".join(lines)
+
+
+def box(judgements: Iterable[Judgement], chapter: int) -> str:
+    """The claims of one chapter and their verdicts, as the Markdown table at its head."""
+    rows = [f"| {j.claim.title} | **{j.verdict}**{_mark(j.claim)} |" for j in judgements if j.claim.chapter == chapter]
+    return "\n".join(["| claim judged here | verdict |", "|---|---|", *rows])
+
+
+def said(judgements: Iterable[Judgement], ledger: Ledger, *ids: str) -> str:
+    """What the recorded runs say about some claims, as a Markdown list: verdict, criterion, estimates."""
+    chosen = [next(j for j in judgements if j.claim.id == i) for i in ids]
+    return "\n".join(
+        f"* {j.claim.title}: **{j.verdict}**{_mark(j.claim)}. {found(j, ledger)}; reproduced means {j.claim.criterion}."
+        for j in chosen
+    )
+
+
+def _mark(claim: Claim) -> str:
+    return " (exploratory)" if claim.exploratory else ""

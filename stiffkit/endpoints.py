@@ -108,14 +108,14 @@ def _slope(values: xr.DataArray, epochs: xr.DataArray) -> xr.DataArray:
 
 
 def stopping_excess(runs: xr.Dataset, signal: str, turn: str, measure: str = "", regime: str = "") -> xr.DataArray:
-    """What stopping at a signal's turning point costs: validation loss there over the least one, less 1.
+    """What stopping at a signal's turning point costs: validation loss there over the least one, less 1; running means.
 
     The turning point is the maximum or minimum of the signal's running mean; `train-train` signals and those from
     gradients of training points need no validation data.
     """
     values = runs[signal].sel(measure=measure, regime=regime) if measure else runs[signal]
     stop = smoothed(values).idxmax("images") if turn == "max" else smoothed(values).idxmin("images")
-    loss = runs.loss.sel(split="validation", drop=True)
+    loss = smoothed(runs.loss.sel(split="validation", drop=True))
     return loss.sel(images=stop).drop_vars("images") / loss.min("images") - 1
 
 

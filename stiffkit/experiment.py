@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 import torch
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from torch import nn
 
 from stiffkit import data, results
@@ -25,6 +25,15 @@ LATE = 0.42  # of all images seen, in its third panel
 LAST = 10  # checkpoints that are measured in every arithmetic, for averages late in training
 IMAGES = {"digits": 1_201, "cifar10": 50_000}  # training images; 60,000 in the other sets
 MILLISECONDS = {"fc": 0.05, "cnn": 0.5, "cnn_v1": 2.2}  # of training an image of CIFAR-10 in one thread
+
+
+def known_name(value: str, info: ValidationInfo) -> str:
+    """Check the name of a data set, a network or an initialisation, for a validator of the field of that name."""
+    known = {"dataset": data.NAMES, "model": MODELS, "initialisation": INITIALISATIONS}
+    allowed = tuple(known[info.field_name])
+    if value not in allowed:
+        raise ValueError(f"allowed are {', '.join(allowed)}")
+    return value
 
 
 class _Part(BaseModel):
@@ -53,14 +62,7 @@ class Training(_Part):
     batch_size: int = Field(32, gt=0, description="images in a step")
     checkpoints: tuple[int, ...] = Field((), description="in images seen; empty: the standard schedule")
 
-    @field_validator("dataset", "model", "initialisation")
-    @classmethod
-    def _is_known(cls, value: str, info: Any) -> str:
-        known = {"dataset": data.NAMES, "model": MODELS, "initialisation": INITIALISATIONS}
-        allowed = tuple(known[info.field_name])
-        if value not in allowed:
-            raise ValueError(f"allowed are {', '.join(allowed)}")
-        return value
+    _known = field_validator("dataset", "model", "initialisation")(known_name)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -1,6 +1,6 @@
 """One function a figure: data first, axes last and returned, nothing shown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from itertools import product
 from typing import Any
@@ -10,6 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import xarray as xr
+
+from stiffkit.endpoints import onset
+from stiffkit.statistics import t_interval
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#737373"  # told apart with every kind of colour vision
 DIVERGING = "RdBu"  # blue above zero (a step helps), red below (it hurts)
@@ -192,3 +195,170 @@ def by_layer(within: xr.DataArray, between: xr.DataArray, axes: Any = None) -> n
     handles, labels = axes[0, 0].get_legend_handles_labels()
     axes[0, 0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
     return axes
+
+
+LOOKS = {  # regimes and arithmetics: colour and line
+    "train-train": (BLUE, "-"),
+    "train-val": (ORANGE, "--"),
+    "val-val": (GREEN, ":"),
+    "exact": ("black", "-"),
+    "float32": (ORANGE, "--"),
+    "keras2019": (BLUE, ":"),
+}
+ARITHMETICS = {"exact": "exact", "float32": "fused float32", "keras2019": "clipped, as in 2019"}
+
+
+@_styled
+def evolution(runs: xr.Dataset, arithmetic: str = "exact", axes: Any = None) -> np.ndarray:
+    """Loss and accuracy, and stiffness within and between classes in the three regimes, against images seen.
+
+    Args:
+        runs: side by side along `seed`; bands are 95 % t intervals over seeds, and missing for a single one.
+        arithmetic: of the gradients.
+        axes: (3, 2) of them; made if left out.
+
+    Returns:
+        The axes. Vertical lines: onset of overfitting by validation loss (solid) and by accuracy (dotted), medians.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(3, 2, figsize=(5.6, 6.2), sharex=True)
+    for split, look in zip(("train", "validation"), list(LOOKS.values())[:2], strict=True):
+        _band(axes[0, 0], runs.loss.sel(split=split), *look, split, (float(runs.loss.min()) / 2, np.inf))
+        _band(axes[0, 1], 100 * runs.accuracy.sel(split=split), *look, split, (0, 100))
+    here = runs.sel(arithmetic=arithmetic)
+    for row, name in zip(axes[1:], ("within", "between"), strict=True):
+        for ax, measure in zip(row, ("sign", "cos"), strict=True):
+            for regime in runs.regime.values:
+                _band(ax, here[name].sel(measure=measure, regime=regime), *LOOKS[regime], regime)
+            ax.axhline(0, color=GREY, linewidth=0.7)
+            ax.set_title(f"{name} classes, {'cosine' if measure == 'cos' else 'sign'}")
+    axes[0, 0].set(title="loss", yscale="log")
+    axes[0, 1].set(title="accuracy (%)")
+    for ax in axes[1]:
+        ax.set_ylim(-0.05, 1.05)
+    for ax in axes.flat:
+        _onsets(ax, runs)
+    for ax in axes[-1]:
+        _images(ax, runs)
+    axes[0, 0].legend(fontsize=8)
+    axes[2, 1].legend(fontsize=8)
+    return axes
+
+
+@_styled
+def arithmetics(runs: xr.Dataset, regime: str = "train-train", axes: Any = None) -> np.ndarray:
+    """The same checkpoints in several arithmetics: within and between by sign, what is past the gap, what is wrong.
+
+    Args:
+        runs: side by side along `seed`.
+        regime: of the pairs.
+        axes: (2, 2) of them; made if left out.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(2, 2, figsize=(5.6, 4.4), sharex=True)
+    here = runs.sel(regime=regime)
+    for arithmetic in runs.arithmetic.values:
+        look = (*LOOKS[arithmetic], ARITHMETICS[arithmetic])
+        for ax, name in zip(axes[0], ("within", "between"), strict=True):
+            _band(ax, here[name].sel(measure="sign", arithmetic=arithmetic), *look)
+        _band(axes[1, 1], 100 * here.wrong_sign.sel(arithmetic=arithmetic), *look, (0, 100))
+    for part, look in zip(runs.part.values, list(LOOKS.values()), strict=False):
+        name = "training" if part == "train" else "validation"
+        _band(axes[1, 0], 100 * runs.past_gap.sel(part=part), *look, name, (0, 100))
+    titles = ("within classes, sign", "between classes, sign", "points past the gap (%)", "pairs with another sign (%)")
+    for ax, title in zip(axes.flat, titles, strict=True):
+        ax.set_title(title)
+        _onsets(ax, runs)
+    axes[0, 0].set_ylim(-0.05, 1.05)
+    for ax in axes[-1]:
+        _images(ax, runs)
+    axes[0, 0].legend(fontsize=8)
+    axes[1, 0].legend(fontsize=8)
+    return axes
+
+
+@_styled
+def overview(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str = "train-val", axes: Any = None) -> Any:
+    """Within and between against images seen, a panel a set of runs: exact solid, clipped dotted, onset marked.
+
+    Args:
+        sets: runs side by side along `seed`, by title.
+        measure: "sign" or "cos".
+        regime: of the pairs.
+        axes: one a set; made if left out.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, len(sets), figsize=(5.6, 2.9), sharey=True, squeeze=False)
+    axes = np.ravel(axes)
+    for ax, (title, runs) in zip(axes, sets.items(), strict=True):
+        here = runs.sel(measure=measure, regime=regime)
+        for name, colour in (("within", BLUE), ("between", ORANGE)):
+            for arithmetic, line in (("exact", "-"), ("keras2019", ":")):
+                _band(
+                    ax,
+                    here[name].sel(arithmetic=arithmetic),
+                    colour,
+                    line,
+                    f"{name} classes, {ARITHMETICS[arithmetic]}",
+                )
+        ax.axhline(0, color=GREY, linewidth=0.7)
+        _onsets(ax, runs, ("loss",))
+        _images(ax, runs)
+        ax.set_title(title)
+    axes[0].set_ylabel("stiffness, " + ("cosine" if measure == "cos" else "sign"))
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    return axes
+
+
+@_styled
+def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], runs: xr.Dataset, axes: Any = None) -> np.ndarray:
+    """Curves with bands over seeds, a panel a title, each curve by its name.
+
+    Args:
+        panels: {title: {name: values along images and seed}}, at most five curves a panel.
+        runs: the runs, for the onset of overfitting.
+        axes: one a panel; made if left out.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, len(panels), figsize=(5.6, 2.9), squeeze=False)
+    axes = np.ravel(axes)
+    looks = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), ("black", ":"), (GREY, "-"))
+    for ax, (title, chosen) in zip(axes, panels.items(), strict=True):
+        for look, (name, values) in zip(looks, chosen.items(), strict=False):
+            _band(ax, values, *look, name)
+        ax.axhline(0, color=GREY, linewidth=0.7)
+        _onsets(ax, runs, ("loss",))
+        _images(ax, runs)
+        ax.set_title(title)
+        ax.legend(fontsize=8)
+    return axes
+
+
+def _band(
+    ax: Any, values: xr.DataArray, colour: str, line: str, label: str, bounds: tuple[float, float] = (-1, 1)
+) -> None:
+    """The mean over seeds and its 95 % t interval within bounds; checkpoints where nothing was measured are bridged."""
+    here = values.dropna("images", how="all")
+    interval = t_interval(here).clip(*bounds)
+    ax.plot(here.images, interval["mean"], line, color=colour, label=label, linewidth=1.4)
+    ax.fill_between(here.images, interval.low, interval.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _onsets(ax: Any, runs: xr.Dataset, kinds: Sequence[str] = ("loss", "accuracy")) -> None:
+    for kind, line in zip(kinds, ("-", ":"), strict=False):
+        ax.axvline(float(onset(runs, kind).median()), color=GREY, linewidth=1, linestyle=line)
+
+
+def _images(ax: Any, runs: xr.Dataset) -> None:
+    """Images seen: linear up to 1,600, logarithmic above, so that the start is on the axis."""
+    ax.set_xscale("symlog", linthresh=1600, linscale=0.5)
+    last = float(runs.images.max())
+    ticks = [0, *(k for k in (1e3, 1e4, 1e5, 1e6, 1e7) if 1600 < k <= last)]
+    ax.set_xticks(ticks, [f"{k:,.0f}" if k < 1e4 else f"$10^{{{np.log10(k):.0f}}}$" for k in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set(xlabel="images seen", xlim=(0, last))

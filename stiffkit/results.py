@@ -21,16 +21,22 @@ import torch
 import xarray as xr
 
 import stiffkit
-from stiffkit.chapters import Chapter, book
 
 if TYPE_CHECKING:
+    from stiffkit.chapters import Chapter
     from stiffkit.experiment import Experiment
 
 SET_ASIDE = ".set-aside"
+CELL = 2.0**-12  # resolution of recorded class matrices: a fiftieth of a cell's standard error, at half the size
 
 
 class ResultsError(ValueError):
     """A file of results is damaged, or does not hold what it should."""
+
+
+def book() -> Path:
+    """The folder of chapters and recorded results: `$STIFFKIT_BOOK`, or `book` beside the package in a checkout."""
+    return Path(os.environ.get("STIFFKIT_BOOK") or Path(__file__).parent.parent / "book")
 
 
 def cache() -> Path:
@@ -119,7 +125,8 @@ def write(path: Path, dataset: xr.Dataset) -> Path:
     dataset.attrs["checksum"] = checksum(dataset)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    compressed = {name: {"zlib": True, "complevel": 9} for name in dataset.data_vars if dataset[name].ndim}
+    arrays = {name: array.shape for name, array in dataset.data_vars.items() if array.ndim and array.dtype.kind in "fi"}
+    compressed = {n: {"zlib": True, "complevel": 9, "shuffle": True, "chunksizes": s} for n, s in arrays.items()}
     try:
         dataset.to_netcdf(part, engine="h5netcdf", encoding=compressed)
         os.replace(part, path)
@@ -204,8 +211,9 @@ def pack(name: str, patterns: Sequence[str]) -> Path:
             has already stay in it, unless the cache has them too.
 
     Returns:
-        The file: runs along `run`, the experiment and the provenance of each as JSON. Class matrices in other than
-        exact arithmetic are kept at the four stages; `within` and `between` at every checkpoint.
+        The file: runs along `run`, the experiment and the provenance of each as JSON. Class matrices are
+        rounded to multiples of 1/4096, and in other than exact arithmetic kept at the four stages alone; everything
+        else is kept as it was.
 
     Raises:
         ResultsError: if no run in the cache matches, or one is damaged.
@@ -232,7 +240,8 @@ def _packed(found: Sequence[xr.Dataset]) -> xr.Dataset:
     slim = []
     for run in found:
         at_stages = run.images.isin(stages(run.images.values))
-        slim.append(run.assign(stiffness=run.stiffness.where((run.arithmetic == "exact") | at_stages)))
+        kept = run.stiffness.where((run.arithmetic == "exact") | at_stages)
+        slim.append(run.assign(stiffness=(kept / CELL).round() * CELL))
     own = [{k: v for k, v in run.attrs.items() if k not in ("experiment", "source")} for run in found]
     labels = {
         "experiment": ("run", [run.attrs["experiment"] for run in found]),
@@ -247,7 +256,7 @@ def _plain(attributes: dict) -> dict:
     return {k: v.item() if hasattr(v, "item") else v for k, v in attributes.items()}
 
 
-def record(p: Chapter, measure: Callable[[Chapter], xr.Dataset]) -> Path:
+def record(p: "Chapter", measure: Callable[["Chapter"], xr.Dataset]) -> Path:
     """Measure a chapter that is not made of runs, and write the file that the book shows.
 
     Args:
@@ -264,7 +273,7 @@ def record(p: Chapter, measure: Callable[[Chapter], xr.Dataset]) -> Path:
     return write(p.recorded, found.assign_attrs(parameters=p.identity, **provenance(), seconds=seconds))
 
 
-def load_recorded(p: Chapter) -> xr.Dataset | None:
+def load_recorded(p: "Chapter") -> xr.Dataset | None:
     """The recorded results of these parameters, or None if there are none."""
     if not p.recorded.exists():
         return None

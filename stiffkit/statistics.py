@@ -8,6 +8,30 @@ from torch import Tensor
 from stiffkit.alignment import Labels, class_indicators, weighted_cells, within_between
 
 
+def t_interval(values: xr.DataArray, dimension: str = "seed", level: float = 0.95) -> xr.Dataset:
+    r"""Mean and t interval $\bar v \pm t_{n-1}\, s / \sqrt n$ over runs.
+
+    Args:
+        values: with `dimension`, one value a run, further dimensions are kept; NaN where a run has none is left out.
+        dimension: of the runs.
+        level: of confidence.
+
+    Returns:
+        A Dataset with `mean`, `low` and `high`; NaN bounds where fewer than two values are there.
+
+    >>> t_interval(xr.DataArray([1.0, 2.0, 3.0], dims="seed")).to_array().round(3).values.tolist()
+    [2.0, -0.484, 4.484]
+
+    """
+    from scipy.stats import t
+
+    n = values.notnull().sum(dimension)
+    quantile = xr.apply_ufunc(lambda k: t.ppf((1 + level) / 2, np.maximum(k - 1, 1)), n)
+    mean = values.mean(dimension)
+    half = (quantile * values.std(dimension, ddof=1) / np.sqrt(n)).where(n > 1)
+    return xr.Dataset({"mean": mean, "low": mean - half, "high": mean + half})
+
+
 def bootstrap_error(S: Tensor, y: Labels, *, resamples: int = 500, seed: int = 0) -> xr.Dataset:
     """Standard errors of within- and between-class stiffness over the choice of points, by bootstrap.
 

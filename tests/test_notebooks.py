@@ -15,6 +15,8 @@ import yaml
 from jupytext.compare import NotebookDifference, compare_notebooks
 from nbformat import v4
 
+from stiffkit import claims
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "ci"))
 
@@ -22,7 +24,8 @@ import chapters  # noqa: E402
 import live  # noqa: E402
 import setup  # noqa: E402
 
-NAMES = sorted({path.stem for path in [*ROOT.glob("book/[0-9]*.ipynb"), *ROOT.glob("book/text/[0-9]*.md")]})
+NAMES = sorted({path.stem for path in [*ROOT.glob("book/*.ipynb"), *ROOT.glob("book/text/*.md")]})
+CHAPTERS = [name for name in NAMES if name[0].isdigit()]
 UNSTABLE = {
     "an address in memory": r"\b0x[0-9a-f]{6,}",
     "a path of one machine": r"(/home/|/root/|/tmp/|/Users/|[A-Z]:\\\\)",
@@ -107,7 +110,15 @@ def test_outputs_can_be_compared_on_another_machine(name):
     assert not wrong
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("page", "folder"), [("book/index.md", ""), ("README.md", "book/")])
+def test_the_answer_on_the_front_is_the_ledgers(page, folder):
+    ledger = claims.read()
+    front = claims.front(claims.judge_all(ledger), ledger, folder)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert text == chapters.with_front(text, front), "make chapters writes it anew"
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_parameters_are_annotated_commented_and_have_quick_values(name):
     first, known = code_cells(name)[0], parameters(name)
     assert "parameters" in first.metadata.get("tags", []), "the first code cell holds the parameters"

@@ -1,0 +1,68 @@
+"""What chapter 2 shows: class matrices at four stages, their evolution, and when to stop training."""
+
+import pandas as pd
+import xarray as xr
+
+from stiffkit import claims
+from stiffkit.chapters import ClassMatrices
+from stiffkit.endpoints import smoothed, stopping_excess
+from stiffkit.experiment import run_all, stages
+from stiffkit.statistics import t_interval
+
+SIGNALS = {  # from training images alone: what is followed, and which turn of it says stop
+    "between classes, sign": {"signal": "between", "turn": "max", "measure": "sign", "regime": "train-train"},
+    "between classes, cosine": {"signal": "between", "turn": "max", "measure": "cos", "regime": "train-train"},
+    "within classes, cosine": {"signal": "within", "turn": "max", "measure": "cos", "regime": "train-train"},
+    "norm of the mean gradient": {"signal": "gradient_norm", "turn": "min"},
+    "gradient disparity": {"signal": "disparity", "turn": "min"},
+}
+
+
+def results(p: ClassMatrices) -> xr.Dataset:
+    """The runs of chapter 2, side by side along `seed`: recorded, cached, or computed now.
+
+    Raises:
+        TooLongError: before anything is computed, if that would take longer than `p.max_minutes`.
+
+    """
+    p.allow()
+    return run_all(p.experiments)
+
+
+def at_stages(runs: xr.Dataset, regime: str, arithmetic: str = "exact") -> xr.DataArray:
+    """Class matrices at the four stages of v1's Fig 6, mean over seeds: (stage, measure, class_a, class_b)."""
+    images = stages(runs.images.values)
+    chosen = runs.stiffness.sel(images=images, regime=regime, arithmetic=arithmetic).mean("seed")
+    names = ["before\ntraining" if k == 0 else f"{k:,}\nimages" for k in images]
+    return chosen.assign_coords(stage=("images", names)).swap_dims(images="stage")
+
+
+def stopping(runs: xr.Dataset) -> pd.DataFrame:
+    """Stopping where a signal from training images turns: when that is, and what it costs in validation loss."""
+    rows = {}
+    for name, arguments in SIGNALS.items():
+        values = runs[arguments["signal"]]
+        if "regime" in arguments:
+            values = values.sel(measure=arguments["measure"], regime=arguments["regime"], arithmetic="exact")
+        turn = smoothed(values)
+        stop = turn.idxmax("images") if arguments["turn"] == "max" else turn.idxmin("images")
+        excess = stopping_excess(runs, **arguments)
+        rows[name] = (stop, excess.sel(arithmetic="exact") if "arithmetic" in excess.dims else excess)
+    per_epoch = float((runs.images[-1] / runs.epochs.isel(images=-1)).mean())
+    return pd.DataFrame(
+        {
+            "stops at epoch": [_with_interval(stop / per_epoch, 1) for stop, _ in rows.values()],
+            "validation loss above its least (%)": [_with_interval(100 * excess, 0) for _, excess in rows.values()],
+        },
+        index=pd.Index(rows, name="followed"),
+    )
+
+
+def _with_interval(values: xr.DataArray, digits: int) -> str:
+    return claims.estimate(*(float(v) for v in t_interval(values).to_dataarray()), digits=digits)
+
+
+def recorded_sets() -> dict[str, xr.Dataset]:
+    """Every set of runs of the ledger that is recorded, by its short title."""
+    ledger = claims.read()
+    return {ledger.runs[name].short: runs for name, runs in claims.recorded_runs(ledger).items()}
