@@ -291,9 +291,12 @@ def overview(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str 
 
     """
     if axes is None:
-        _, axes = plt.subplots(1, len(sets), figsize=(5.6, 2.9), sharey=True, squeeze=False)
+        rows = -(-len(sets) // 2)
+        _, axes = plt.subplots(rows, 2, figsize=(5.6, 0.7 + 2.2 * rows), sharey=True, squeeze=False)
     axes = np.ravel(axes)
-    for ax, (title, runs) in zip(axes, sets.items(), strict=True):
+    for ax in axes[len(sets) :]:
+        ax.set_visible(False)
+    for ax, (title, runs) in zip(axes, sets.items(), strict=False):
         here = runs.sel(measure=measure, regime=regime)
         for name, colour in (("within", BLUE), ("between", ORANGE)):
             for arithmetic, line in (("exact", "-"), ("keras2019", ":")):
@@ -308,7 +311,8 @@ def overview(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str 
         _onsets(ax, runs, ("loss",))
         _images(ax, runs)
         ax.set_title(title)
-    axes[0].set_ylabel("stiffness, " + ("cosine" if measure == "cos" else "sign"))
+    for ax in axes[::2]:
+        ax.set_ylabel("stiffness, " + ("cosine" if measure == "cos" else "sign"))
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
     return axes
