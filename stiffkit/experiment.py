@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 import re
 import time
 from collections.abc import Iterable
@@ -125,7 +126,7 @@ class Experiment(_Part):
             ValueError: naming the field and what is allowed.
 
         >>> Experiment.of(dataset="mnist", model="fc", epochs=30, seed=1).key
-        'mnist-fc-30ep-s1-2da4ae43.500pts-44136fa3'
+        'mnist-fc-30ep-s1-72156e1a.500pts-44136fa3'
 
         """
         parts = {
@@ -221,7 +222,7 @@ def compute(experiment: Experiment, *, device: str = "cpu", progress: bool = Tru
         diverged=int(diverged),
         training_version=TRAINING_VERSION,
         measurement_version=MEASUREMENT_VERSION,
-        device=device if device == "cpu" else torch.cuda.get_device_name(),
+        device=f"CPU, {platform.machine()}" if device == "cpu" else torch.cuda.get_device_name(),
         threads=1,
         seconds=round(total, 1),
         seconds_measuring=round(seconds, 1),

@@ -239,9 +239,9 @@ def _symmetric(g: Tensor) -> Tensor:
     n = len(g)
     product = torch.empty(n, n, dtype=torch.float64, device=g.device)
     for start in range(0, n, ROWS):
-        rows = g[start : start + ROWS]
-        product[start : start + ROWS, start:] = rows @ g[start:].T
-        product[start:, start : start + ROWS] = product[start : start + ROWS, start:].T
+        block, below = slice(start, start + ROWS), slice(start + ROWS, n)
+        product[block, start:] = g[block] @ g[start:].T
+        product[below, block] = product[block, below].T
     return product
 
 

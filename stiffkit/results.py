@@ -96,7 +96,8 @@ def is_current(run: xr.Dataset) -> bool:
 
 def save(experiment: "Experiment", run: xr.Dataset) -> Path:
     """Write a run into the cache, with the experiment and what it was made with."""
-    return write(cached(experiment), run.assign_attrs(experiment=experiment.identity, **provenance()))
+    attributes = {"experiment": experiment.identity, **provenance(), **run.attrs}
+    return write(cached(experiment), run.assign_attrs(attributes))
 
 
 @contextmanager
@@ -282,7 +283,7 @@ def load_recorded(p: "Chapter") -> xr.Dataset | None:
 
 
 def provenance() -> dict[str, str | int | float]:
-    """What the results were made with; what is known already stays."""
+    """What results are made with: versions, commit, machine, memory."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() if which("git") else ""
     return {
@@ -290,7 +291,8 @@ def provenance() -> dict[str, str | int | float]:
         "commit": commit or "unknown",
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "machine": platform.machine(),
+        "device": f"CPU, {platform.machine()}",
+        "threads": torch.get_num_threads(),
         "peak_memory_mb": _peak_memory(),
     }
 

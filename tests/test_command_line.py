@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import stiffkit
-from stiffkit import data
+from stiffkit import claims, data
 from stiffkit.__main__ import app
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -79,3 +82,105 @@ def test_a_typo_ends_with_one_line_and_no_traceback():
     assert result.stderr == (
         "Error: there is no data set 'minst'. Did you mean 'mnist'? Known are digits, mnist, fashion_mnist, cifar10.\n"
     )
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """An empty cache and an empty book, with the ledger in it."""
+    monkeypatch.setenv("STIFFKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("STIFFKIT_BOOK", str(tmp_path / "book"))
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book/claims.yml").write_text((ROOT / "book/claims.yml").read_text(encoding="utf-8"), encoding="utf-8")
+    return tmp_path
+
+
+TINY = ("run", "digits", "fc", "--epochs", "0.1", "-s", "points=20", "-s", 'arithmetics=["exact"]')
+
+
+@pytest.fixture
+def tiny(run, folders):
+    """Two runs in the cache."""
+    result = run(*TINY, "--seeds", "1-2")
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_runs_are_computed_once_listed_shown_and_verified(run, tiny, folders):
+    assert "2 to compute, about" in tiny.stderr
+    keys = [line.split(":")[0] for line in tiny.stdout.splitlines()]
+    assert [key.startswith(f"digits-fc-0.1ep-s{seed}-") for seed, key in enumerate(keys, 1)] == [True, True]
+    assert tiny.stdout.count("computed now") == 2
+
+    again = run(*TINY, "--seeds", "1,2")
+    assert (again.stdout.count(": cached"), again.stderr) == (2, "")
+    listed = run("results", "list").stdout.splitlines()
+    assert [line.split()[0] for line in listed[1:]] == keys
+    shown = run("results", "show", keys[0]).stdout
+    assert '"seed": 1' in shown
+    assert "within, train-val, sign:" in shown
+    assert "test accuracy:" in shown
+    verified = run("results", "verify")
+    assert (verified.exit_code, verified.stdout.count("whole, 1 run(s)")) == (0, 2)
+
+
+def test_packed_runs_are_recorded_and_found_first(run, tiny, folders):
+    packed = run("results", "pack", "99_tiny", "digits-fc-0.1ep-*")
+    assert packed.exit_code == 0
+    assert "99_tiny.nc: 2 run(s)" in packed.stdout
+    assert run(*TINY, "--seeds", "1-2").stdout.count(": recorded, 99_tiny.nc") == 2
+    assert "recorded, 99_tiny.nc: whole, 2 run(s)" in run("results", "verify").stdout
+    nothing = run("results", "pack", "99_tiny", "no-such-*")
+    assert nothing.exit_code == 1
+    assert "stiffkit results list shows the keys" in nothing.stderr
+
+
+def test_a_damaged_run_is_named_set_aside_and_computed_again(run, tiny, folders):
+    first, second = sorted((folders / "cache/results").glob("*.nc"))
+    damaged = first.read_bytes()[:-1000]
+    first.write_bytes(damaged)
+    verified = run("results", "verify")
+    assert verified.exit_code == 1
+    assert first.name in verified.stderr
+    assert first.read_bytes() == damaged, "verify changes nothing"
+
+    with pytest.warns(UserWarning, match="set aside"):
+        again = run(*TINY, "--seeds", "1-2")
+    assert "computed now" in again.stdout
+    aside = first.with_name(first.name + ".set-aside")
+    assert aside.read_bytes() == damaged
+    assert aside.name in run("results", "list").stdout
+
+    cleaned = run("results", "clean")
+    assert f"removed {aside.name}" in cleaned.stdout
+    assert (first.exists(), second.exists(), aside.exists()) == (True, True, False)
+    assert run("results", "clean", "--all").exit_code == 0
+    assert not list((folders / "cache/results").glob("*.nc"))
+
+
+def test_unknown_keys_fields_and_seeds_are_one_message(run, folders):
+    for arguments, words in [
+        (("results", "show", "mnist"), "no run 'mnist'"),
+        (("run", "digits", "cnn_v1", "--epochs", "1"), "cnn_v1 needs images of 16 x 16"),
+        (("run", "minst", "fc", "--epochs", "1"), "allowed are digits, mnist"),
+        ((*TINY, "-s", "rate=1"), "unknown field 'rate'; known are"),
+        ((*TINY, "-s", "points"), "FIELD=VALUE is wanted"),
+        ((*TINY, "--seeds", "8-1"), "a number, a range or a list is wanted"),
+        ((*TINY, "--seeds", "one"), "a number, a range or a list is wanted"),
+    ]:
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert words in result.stderr, arguments
+        assert "Traceback" not in result.output
+
+
+def test_claims_without_runs_are_not_run_and_those_of_the_book_have_verdicts(run, folders, monkeypatch):
+    nothing = run("claims").stdout
+    assert nothing.count(": not run") == len(claims.read().claims)
+    assert "not settled yet" in nothing
+    monkeypatch.delenv("STIFFKIT_BOOK")
+    judged = run("claims", "--chapter", "2").stdout
+    ledger = claims.read()
+    for judgement in claims.judge_all(ledger):
+        assert f"{judgement.claim.id}: {judgement.verdict}" in judged
+    assert claims.answer(ledger, claims.judge_all(ledger)) in judged
+    assert "criterion" not in run("claims", "--chapter", "77").stdout

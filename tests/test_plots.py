@@ -11,6 +11,8 @@ import xarray as xr
 from matplotlib.colors import to_hex, to_rgba
 
 from stiffkit import plots
+from stiffkit.endpoints import onset
+from stiffkit.statistics import t_interval
 
 STAGES, MEASURES, LAYERS = ["before", "after"], ["sign", "cos"], ["layer 1", "layer 2", "whole"]
 EPSILONS = np.logspace(-4, 0, 5)
@@ -46,13 +48,47 @@ WITHIN, BETWEEN = (
     array(("setting", "layer", "measure"), setting=SETTINGS, layer=LAYERS, measure=MEASURES) for _ in "ab"
 )
 
+IMAGES = [0, 1600, 5000, 20_000, 100_000, 300_000]
+REGIMES, ARITHMETICS = ["train-train", "train-val", "val-val"], ["exact", "float32", "keras2019"]
+AXES = {"seed": [1, 2, 3], "images": IMAGES, "arithmetic": ARITHMETICS, "regime": REGIMES, "measure": MEASURES}
+RUNS = xr.Dataset(
+    {
+        "within": array(tuple(AXES), **AXES),
+        "between": array(tuple(AXES), **AXES),
+        "wrong_sign": abs(array(tuple(AXES)[:4], **{k: AXES[k] for k in tuple(AXES)[:4]})),
+        "past_gap": abs(array(("seed", "images", "part"), seed=[1, 2, 3], images=IMAGES, part=["train", "val"])),
+        "loss": abs(array(("seed", "images", "split"), seed=[1, 2, 3], images=IMAGES, split=["train", "validation"])),
+        "accuracy": abs(
+            array(("seed", "images", "split"), seed=[1, 2, 3], images=IMAGES, split=["train", "validation"])
+        ),
+    }
+)
+SPARSE = RUNS.assign(within=RUNS.within.where((RUNS.arithmetic == "exact") | (RUNS.images > 10_000)))
+
+DATA = (CHANGE, PLACES, CHECKS, MATRICES, WITHIN, BETWEEN, RUNS)
+
 CALLS = {
+    "evolution": lambda **options: plots.evolution(RUNS, **options),
+    "arithmetics": lambda **options: plots.arithmetics(RUNS, **options),
+    "overview": lambda **options: plots.overview({"MNIST": RUNS, "CIFAR-10": SPARSE}, **options),
+    "curves": lambda **options: plots.curves(
+        {"one": {"a": RUNS.past_gap.sel(part="train")}, "two": {"b": RUNS.past_gap.sel(part="val")}}, RUNS, **options
+    ),
     "step_map": lambda **options: plots.step_map(CHANGE, PLACES, (0.3, -0.2), **options),
     "step_checks": lambda **options: plots.step_checks(CHECKS, 1e-3, **options),
     "class_matrices": lambda **options: plots.class_matrices(MATRICES, "stage", "measure", **options),
     "by_layer": lambda **options: plots.by_layer(WITHIN, BETWEEN, **options),
 }
-PANELS = {"step_map": (1, 2), "step_checks": (1, 2), "class_matrices": (2, 2), "by_layer": (2, 2)}
+PANELS = {
+    "evolution": (3, 2),
+    "arithmetics": (2, 2),
+    "overview": (1, 2),
+    "curves": (1, 2),
+    "step_map": (1, 2),
+    "step_checks": (1, 2),
+    "class_matrices": (2, 2),
+    "by_layer": (2, 2),
+}
 every_plot = pytest.mark.parametrize("name", CALLS)
 
 
@@ -136,9 +172,9 @@ def test_every_panel_is_named(name):
 
 @every_plot
 def test_the_data_are_left_alone(name):
-    before = [data.copy(deep=True) for data in (CHANGE, PLACES, CHECKS, MATRICES, WITHIN, BETWEEN)]
+    before = [data.copy(deep=True) for data in DATA]
     CALLS[name]()
-    assert all(a.identical(b) for a, b in zip(before, (CHANGE, PLACES, CHECKS, MATRICES, WITHIN, BETWEEN), strict=True))
+    assert all(a.identical(b) for a, b in zip(before, DATA, strict=True))
 
 
 # The step map
@@ -326,3 +362,67 @@ def test_the_palette_is_told_apart_in_shades_of_grey_too():
     assert to_hex(plots.BLUE) != to_hex(plots.ORANGE)
     assert max(luminance) < 0.6, "dark enough on white"
     assert min(luminance) > 0.2, "light enough on the dark scheme"
+
+
+# Curves through training
+
+
+def bands(ax):
+    """Lower and upper edges of every band, along images."""
+    return [np.array([p.vertices[1 : len(IMAGES) + 1, 1] for p in b.get_paths()]).ravel() for b in ax.collections]
+
+
+def test_evolution_shows_means_over_seeds_of_the_arithmetic_that_is_asked_for():
+    axes = plots.evolution(RUNS, "keras2019")
+    for row, name in ((1, "within"), (2, "between")):
+        for column, measure in enumerate(MEASURES):
+            for regime in REGIMES:
+                x, y = lines(axes[row, column])[regime]
+                np.testing.assert_array_equal(x, IMAGES)
+                expected = RUNS[name].sel(arithmetic="keras2019", measure=measure, regime=regime).mean("seed")
+                np.testing.assert_allclose(y, expected)
+    np.testing.assert_allclose(lines(axes[0, 0])["train"][1], RUNS.loss.sel(split="train").mean("seed"))
+    np.testing.assert_allclose(
+        lines(axes[0, 1])["validation"][1], 100 * RUNS.accuracy.sel(split="validation").mean("seed")
+    )
+
+
+def test_bands_are_t_intervals_over_seeds_within_what_can_be():
+    (edge, *_) = bands(plots.evolution(RUNS)[1, 0])
+    interval = t_interval(RUNS.within.sel(arithmetic="exact", measure="sign", regime="train-train"))
+    for value in edge:
+        candidates = np.concatenate([interval.low.clip(-1, 1), interval.high.clip(-1, 1)])
+        assert np.isclose(candidates, value).any()
+
+
+def test_one_seed_has_no_band_and_is_drawn():
+    ax = plots.evolution(RUNS.isel(seed=[0]))[1, 0]
+    np.testing.assert_allclose(
+        lines(ax)["train-train"][1],
+        RUNS.within.isel(seed=0).sel(arithmetic="exact", measure="sign", regime="train-train"),
+    )
+    ax.figure.canvas.draw()
+
+
+def test_both_onsets_are_marked():
+    marks = [line.get_xdata()[0] for line in plots.evolution(RUNS)[0, 0].get_lines() if len(set(line.get_xdata())) == 1]
+    assert marks == [float(onset(RUNS, kind).median()) for kind in ("loss", "accuracy")]
+
+
+def test_checkpoints_that_were_not_measured_are_bridged():
+    ax = plots.overview({"MNIST": RUNS, "CIFAR-10": SPARSE})[1]
+    x, _ = lines(ax)["within classes, clipped, as in 2019"]
+    assert list(x) == [k for k in IMAGES if k > 10_000]
+
+
+@pytest.mark.parametrize("sets", [1, 2, 3, 4])
+def test_overview_has_a_panel_for_each_set_and_hides_the_rest(sets):
+    axes = plots.overview({f"set {k}": RUNS for k in range(sets)})
+    assert [ax.get_title() for ax in axes if ax.get_visible()] == [f"set {k}" for k in range(sets)]
+
+
+def test_arithmetics_shows_shares_in_percent():
+    axes = plots.arithmetics(RUNS, "val-val")
+    np.testing.assert_allclose(lines(axes[1, 0])["training"][1], 100 * RUNS.past_gap.sel(part="train").mean("seed"))
+    expected = 100 * RUNS.wrong_sign.sel(arithmetic="float32", regime="val-val").mean("seed")
+    np.testing.assert_allclose(lines(axes[1, 1])["fused float32"][1], expected)

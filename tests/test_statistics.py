@@ -1,13 +1,14 @@
-"""Bootstrap errors: against a bootstrap that copies points, and on sets whose variance is known."""
+"""Bootstrap errors against a bootstrap that copies points and on sets of known variance; t intervals over runs."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from stiffkit import GradientGram, class_stiffness, stiffness, within_between
-from stiffkit.statistics import bootstrap_error
+from stiffkit.statistics import bootstrap_error, t_interval
 
 
 def made_gram(n, shift=0.0):
@@ -110,3 +111,32 @@ def test_one_class_and_classes_of_one_point():
     within, between = errors(S, range(6))
     assert math.isnan(within)
     assert between == pytest.approx(0, abs=1e-12)
+
+
+# Over runs
+
+
+@pytest.mark.parametrize(("n", "quantile"), [(2, 12.706205), (3, 4.302653), (5, 2.776445), (8, 2.364624)])
+def test_t_interval_is_the_textbooks(n, quantile):
+    values = np.random.default_rng(n).normal(size=n)
+    found = t_interval(xr.DataArray(values, dims="seed"))
+    half = quantile * values.std(ddof=1) / math.sqrt(n)
+    assert float(found["mean"]) == pytest.approx(values.mean())
+    assert (float(found.low), float(found.high)) == pytest.approx(
+        (values.mean() - half, values.mean() + half), rel=1e-6
+    )
+
+
+def test_t_interval_covers_the_mean_95_times_in_100_with_three_runs():
+    draws = xr.DataArray(np.random.default_rng(0).normal(size=(3, 20_000)), dims=("seed", "draw"))
+    found = t_interval(draws)
+    assert float(((found.low < 0) & (found.high > 0)).mean()) == pytest.approx(0.95, abs=0.005)
+
+
+def test_t_interval_of_one_run_has_no_bounds_and_missing_runs_are_left_out():
+    values = xr.DataArray([[1.0, 2.0, np.nan], [3.0, np.nan, np.nan], [5.0, np.nan, np.nan]], dims=("seed", "images"))
+    found = t_interval(values)
+    np.testing.assert_array_equal(found["mean"], [3, 2, np.nan])
+    assert np.isfinite(found.low[0])
+    assert np.isnan(found.low[1:]).all()
+    assert np.isnan(found.high[1:]).all()
