@@ -329,6 +329,12 @@ def estimate(mean: float, low: float, high: float, digits: int = 2) -> str:
     return rounded(mean, digits) + interval
 
 
+def over_seeds(values: xr.DataArray, digits: int = 2) -> str:
+    """The mean over seeds and its interval, as the book prints them."""
+    interval = t_interval(values)
+    return estimate(*(float(interval[name]) for name in ("mean", "low", "high")), digits=digits)
+
+
 def found(judgement: Judgement, ledger: Ledger, *, verdicts: bool = True) -> str:
     """What was found for a claim, in one line: each data set, its estimate and interval, and its own verdict."""
     parts = []

@@ -7,7 +7,6 @@ from stiffkit import claims
 from stiffkit.chapters import ClassMatrices
 from stiffkit.endpoints import smoothed, stopping_excess
 from stiffkit.experiment import run_all, stages
-from stiffkit.statistics import t_interval
 
 SIGNALS = {  # from training images alone: what is followed, and which turn of it says stop
     "between classes, sign": {"signal": "between", "turn": "max", "measure": "sign", "regime": "train-train"},
@@ -27,6 +26,27 @@ def results(p: ClassMatrices) -> xr.Dataset:
     """
     p.allow()
     return run_all(p.experiments)
+
+
+def description(p: ClassMatrices, runs: xr.Dataset) -> str:
+    """What is shown, and where it comes from, in a sentence."""
+    experiment, seeds = p.experiments[0], runs.sizes["seed"]
+    training, points = experiment.training, experiment.measurement.points
+    return (
+        f"Shown here: `{training.dataset}`, network `{training.model}`, {training.epochs:g} epochs, {seeds} "
+        f"{'seed' if seeds == 1 else 'seeds'}, {points} + {points} images ({runs.source})."
+    )
+
+
+def gaps(runs: xr.Dataset) -> str:
+    """How confident the networks are at the end, in a sentence."""
+    last = runs.isel(images=-1)
+    said = []
+    for part, name in (("train", "training"), ("val", "validation")):
+        median = claims.over_seeds(last.gap.sel(quantile=0.5, part=part), 1)
+        past = claims.over_seeds(100 * last.past_gap.sel(part=part), 0)
+        said.append(f"{median} for {name} images, {past} % of which are past 16")
+    return f"At the end the median logit gap is {' and '.join(said)}."
 
 
 def at_stages(runs: xr.Dataset, regime: str, arithmetic: str = "exact") -> xr.DataArray:
@@ -51,15 +71,11 @@ def stopping(runs: xr.Dataset) -> pd.DataFrame:
     per_epoch = float((runs.images[-1] / runs.epochs.isel(images=-1)).mean())
     return pd.DataFrame(
         {
-            "stops at epoch": [_with_interval(stop / per_epoch, 1) for stop, _ in rows.values()],
-            "validation loss above its least (%)": [_with_interval(100 * excess, 0) for _, excess in rows.values()],
+            "stops at epoch": [claims.over_seeds(stop / per_epoch, 1) for stop, _ in rows.values()],
+            "validation loss above its least (%)": [claims.over_seeds(100 * excess, 0) for _, excess in rows.values()],
         },
         index=pd.Index(rows, name="followed"),
     )
-
-
-def _with_interval(values: xr.DataArray, digits: int) -> str:
-    return claims.estimate(*(float(v) for v in t_interval(values).to_dataarray()), digits=digits)
 
 
 def recorded_sets() -> dict[str, xr.Dataset]:

@@ -99,6 +99,8 @@ class Measurement(_Part):
         1, ge=1, description="arithmetics other than exact: at every so many checkpoints, the stages and the last ten"
     )
 
+    subset: int | None = Field(None, ge=0, description="seed of the choice of points; none: the run's own seed")
+
     @field_validator("arithmetics")
     @classmethod
     def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -196,7 +198,8 @@ def compute(experiment: Experiment, *, device: str = "cpu", progress: bool = Tru
     """
     training, measurement = experiment.training, experiment.measurement
     dataset = data.load(training.dataset, sphere=training.sphere)
-    parts = measured_points(dataset, measurement.points, training.seed)
+    seed = training.seed if measurement.subset is None else measurement.subset
+    parts = measured_points(dataset, measurement.points, seed)
     watched = {split: _to(points, device) for split, points in _splits(dataset).items()}
     points = [_to(part, device) for part in parts]
     model = build_model(training.model, dataset, training.seed, initialisation=training.initialisation).to(device)

@@ -42,6 +42,12 @@ def test_parameters_that_make_no_sense_are_refused(values, words):
     assert words in refused(**values)
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.glob("book/parameters/paper/02_*.yml")), ids=lambda path: path.stem)
+def test_parameters_at_paper_scale_are_runs_of_the_ledger(path):
+    chosen = ClassMatrices.check(yaml.safe_load(path.read_text(encoding="utf-8")))
+    assert chosen.experiments == claims.read().runs[path.stem.removeprefix("02_")].experiments()
+
+
 def test_the_defaults_are_the_ledgers_runs():
     ledger = claims.read()
     for name in ("mnist", "fashion_mnist", "cifar10"):
@@ -83,7 +89,7 @@ def made_runs():
         {
             "between": (dims, hill),
             "within": (dims, hill),
-            "gradient_norm": (("seed", "images"), np.broadcast_to(abs(epochs - 2), (2, 11))),
+            "gradient_norm": (("seed", "images"), np.broadcast_to(abs(epochs - 3), (2, 11))),
             "disparity": (("seed", "images"), np.broadcast_to(abs(epochs - 4), (2, 11))),
             "loss": (("seed", "images", "split"), loss),
             "accuracy": (("seed", "images", "split"), -loss),
@@ -96,10 +102,11 @@ def made_runs():
 def test_stopping_says_when_each_signal_turns_and_what_that_costs():
     table = evolution.stopping(made_runs())
     assert table["stops at epoch"]["between classes, sign"] == "6.0 [6.0, 6.0]"
-    assert table["stops at epoch"]["norm of the mean gradient"] == "2.0 [2.0, 2.0]"
+    assert table["stops at epoch"]["norm of the mean gradient"] == "3.0 [3.0, 3.0]"
     cost = table["validation loss above its least (%)"]
     assert cost["gradient disparity"] == "0 [0, 0]"
-    assert cost["between classes, sign"] == cost["norm of the mean gradient"] == "7 [7, 7]"
+    assert cost["between classes, sign"] == "7 [7, 7]"  # of running means: 1.20 over 1.12
+    assert cost["norm of the mean gradient"] == "2 [2, 2]"
 
 
 def test_stages_are_means_over_seeds_of_the_four_checkpoints():
