@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from stiffkit.alignment import class_stiffness, stiffness, within_between
+from stiffkit.alignment import class_indicators, stiffness, weighted_cells, within_between
 from stiffkit.data import Dataset, Points, balanced_subset
 from stiffkit.gradients import GradientGram, gradient_gram
 from stiffkit.losses import cross_entropy, cross_entropy_float32, cross_entropy_keras2019
@@ -120,7 +120,9 @@ def _stiffness(grams: dict[str, GradientGram], y: Tensor, parts: dict[str, slice
 
 
 def _cells(block: GradientGram, measure: str, rows: Tensor, columns: Tensor) -> np.ndarray:
-    return class_stiffness(stiffness(block, measure), rows, columns).values
+    """The class matrix of a block, as `class_stiffness` has it, without its labels."""
+    indicators = (class_indicators(labels)[1] for labels in (rows, columns))
+    return weighted_cells(stiffness(block, measure), *indicators)[0].numpy()
 
 
 def _rest(gram: GradientGram) -> tuple[Tensor, Tensor, Tensor]:
