@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stiffkit import results
-from stiffkit.experiment import Experiment, known_name
+from stiffkit.experiment import Experiment, check_points, known_name
 from stiffkit.measurement import ARITHMETICS
 from stiffkit.models import MODELS
 from stiffkit.results import book
@@ -224,11 +224,8 @@ class ClassMatrices(Chapter):
 
 
 def _check_sizes(dataset: str, model: str, points: int) -> None:
-    largest = 280 if dataset == "digits" else 2000
-    if points % 10 or points == 10 or points > largest:
-        raise ValueError(
-            f"parameter 'points' = {points}: {dataset} allows 0 and multiples of 10 (its classes) from 20 to {largest}"
-        )
+    if points:
+        check_points(dataset, points)
     if dataset == "digits" and model == "cnn_v1":
         raise ValueError(
             "parameter 'model' = 'cnn_v1': its four poolings need 16 x 16 pixels and digits has 8 x 8; "

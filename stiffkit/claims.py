@@ -6,7 +6,8 @@ The entries are in `book/claims.yml`. Each was committed before the runs that ju
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from string import Formatter
+from typing import Any, Literal, Self
 
 import numpy as np
 import xarray as xr
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stiffkit import results
 from stiffkit.chapters import rounded
-from stiffkit.endpoints import QUANTITIES
+from stiffkit.endpoints import ALLOWED, QUANTITIES
 from stiffkit.experiment import Experiment
 from stiffkit.results import book
 from stiffkit.statistics import t_interval
@@ -44,7 +45,8 @@ class Criterion(_Entry):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        if len(self.model_fields_set) != 1:
+        given = [name for name in self.model_fields_set if getattr(self, name) is not None]
+        if len(given) != 1 or len(self.model_fields_set) != 1:
             raise ValueError("a criterion is one of above, below, between")
         if self.between and self.between[0] >= self.between[1]:
             raise ValueError("between has the lower number first")
@@ -92,7 +94,7 @@ class Claim(_Entry):
     quantity: dict[str, Any] = Field(description="the name of a function in stiffkit.endpoints, and its arguments")
     criterion: Criterion
     datasets: tuple[str, ...] = Field(min_length=1, description="names of `runs`")
-    arithmetics: tuple[str, ...] = ("exact",)
+    arithmetics: tuple[Literal["exact", "float32", "keras2019"], ...] = Field(("exact",), min_length=1)
     exploratory: str = Field("", description="why, if something was seen before the criterion was written")
     former: tuple[Former, ...] = ()
 
@@ -100,7 +102,7 @@ class Claim(_Entry):
     @classmethod
     def _can_be_computed(cls, value: dict[str, Any]) -> dict[str, Any]:
         name, arguments = value.get("name"), {k: v for k, v in value.items() if k != "name"}
-        if name not in QUANTITIES:
+        if not isinstance(name, str) or name not in QUANTITIES:
             raise ValueError(f"quantity {name!r} is unknown; known are {', '.join(QUANTITIES)}")
         code = QUANTITIES[name].__code__
         known = code.co_varnames[1 : code.co_argcount]
@@ -109,6 +111,11 @@ class Claim(_Entry):
         required = known[: len(known) - len(QUANTITIES[name].__defaults__ or ())]
         if missing := set(required) - set(arguments):
             raise ValueError(f"{name} needs {', '.join(sorted(missing))}")
+        for argument, given in arguments.items():
+            if given not in ALLOWED[argument]:
+                raise ValueError(f"{argument} = {given!r}: allowed are {', '.join(ALLOWED[argument])}")
+        if arguments.get("signal") in ("within", "between") and not {"measure", "regime"} <= set(arguments):
+            raise ValueError(f"the signal {arguments['signal']} needs a measure and a regime")
         return value
 
 
@@ -118,6 +125,14 @@ class Runs(_Entry):
     title: str
     experiment: dict[str, Any]
     seeds: int = Field(ge=1)
+
+    @field_validator("experiment")
+    @classmethod
+    def _is_one(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "seed" in value:
+            raise ValueError("'seed' is counted from 1 to `seeds`")
+        Experiment.of(**value, seed=1)
+        return value
 
     @property
     def short(self) -> str:
@@ -159,6 +174,9 @@ class Ledger(_Entry):
         for claim in self.claims:
             if unknown := set(claim.datasets) - set(self.runs):
                 raise ValueError(f"claim {claim.id}: no runs are called {', '.join(sorted(unknown))}")
+        blanks = {name for _, name, *_ in Formatter().parse(self.answer.sentence) if name is not None}
+        if blanks != set(self.answer.blanks):
+            raise ValueError(f"answer: the sentence has the blanks {', '.join(sorted(blanks))}, others are filled")
         for blank, options in self.answer.blanks.items():
             if not options or options[-1].when:
                 raise ValueError(f"answer: the last alternative of {blank} has to be the one for all other cases")
@@ -212,15 +230,34 @@ def read(path: Path | None = None) -> Ledger:
 
     path = path or book() / "claims.yml"
     try:
-        return Ledger.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        entries = yaml.load(path.read_text(encoding="utf-8"), _strict_loader())
+        return Ledger.model_validate(entries)
     except ValidationError as error:
-        raise LedgerError("\n".join(f"{path.name}: {_place(e['loc'])}{e['msg']}" for e in error.errors())) from None
-    except yaml.YAMLError as error:
+        raise LedgerError("\n".join(f"{path.name}: {_explain(e, entries)}" for e in error.errors())) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise LedgerError(f"{path.name}: {error}") from None
 
 
-def _place(location: tuple) -> str:
-    return ": ".join(map(str, location)) + ": " if location else ""
+def _strict_loader() -> type:
+    """YAML's safe loader, which would take the last of two entries of one name; this refuses them."""
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+            names = [self.construct_object(key, deep=True) for key, _ in node.value]
+            if doubled := [str(name) for name in names if names.count(name) > 1]:
+                raise yaml.YAMLError(f"{doubled[0]!r} is there twice{node.start_mark}")
+            return super().construct_mapping(node, deep)
+
+    return Strict
+
+
+def _explain(error: Mapping[str, Any], entries: Any) -> str:
+    place = error["loc"]
+    text = "".join(f"{part}: " for part in place) + error["msg"]
+    if place[:1] == ("claims",) and len(place) > 1 and isinstance(entries["claims"][place[1]], dict):
+        text += f" (claim {entries['claims'][place[1]].get('id')!r})"
+    return text
 
 
 def verdict_of(criterion: Criterion, values: Iterable[float]) -> str:
@@ -232,9 +269,9 @@ def verdict_of(criterion: Criterion, values: Iterable[float]) -> str:
     values = list(values)
     if not values:
         return NOT_RUN
-    _, low, high = _interval(values)
-    if not np.isfinite([low, high]).all():
+    if len(values) < 2 or not np.isfinite(values).all():
         return INCONCLUSIVE
+    _, low, high = _interval(values)
     least, most = criterion.limits
     inside = [least < v < most for v in values]
     if low > least and high < most:

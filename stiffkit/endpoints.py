@@ -9,6 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
+from stiffkit.experiment import EARLY
+from stiffkit.measurement import ARITHMETICS, MEASURES, REGIMES
+
 WINDOWS = ("start", "early", "learning", "late")
 SMOOTH = 5  # checkpoints in the running mean that a turning point is looked for in
 AROUND = 3.0  # epochs before and after the onset of overfitting that slopes are taken over
@@ -18,18 +21,17 @@ def window(runs: xr.Dataset, name: str) -> xr.Dataset:
     """The checkpoints of a window.
 
     * start: before training.
-    * early: at 1,600 images, as v1's Fig 6.
+    * early: at 1,600 images, as v1's Fig 6, or at the checkpoint next to it.
     * learning: from the first epoch to three and a quarter, ten checkpoints of the standard schedule.
     * late: the last ten whole epochs.
     """
     epochs = runs.epochs.mean("seed") if "seed" in runs.dims else runs.epochs
-    last = float(epochs.max())
-    whole = abs(epochs - epochs.round()) < 1e-3
+    last = np.floor(float(epochs.max()) + 0.01)
     chosen = {
         "start": epochs == 0,
-        "early": runs.images == 1_600,
-        "learning": (epochs > 0.99) & (epochs < 3.26),
-        "late": whole & (epochs > last - 9.5),
+        "early": abs(runs.images - EARLY) == abs(runs.images - EARLY).min(),
+        "learning": (epochs > 0.99) & (epochs < 3.3),
+        "late": (abs(epochs - epochs.round()) < 1e-3) & (epochs > max(0, last - 9.5)),
     }[name]
     return runs.isel(images=chosen.values.nonzero()[0])
 
@@ -55,10 +57,8 @@ def arithmetics_apart(
     runs: xr.Dataset, variable: str, measure: str, regime: str, at: str, arithmetic: str
 ) -> xr.DataArray:
     """The level in exact arithmetic less that in another, at the same checkpoints."""
-    measured = runs.within.sel(arithmetic=arithmetic, measure=measure, regime=regime).notnull().all("seed")
-    here = runs.isel(images=measured.values.nonzero()[0])
-    values = level(here, variable, measure, regime, at)
-    return values.sel(arithmetic="exact", drop=True) - values.sel(arithmetic=arithmetic, drop=True)
+    here = runs.sel(arithmetic="exact", drop=True) - runs.sel(arithmetic=arithmetic, drop=True)
+    return level(here.assign(epochs=runs.epochs), variable, measure, regime, at)
 
 
 def regimes_apart(runs: xr.Dataset, measure: str, at: str) -> xr.DataArray:
@@ -76,14 +76,16 @@ def larger_change(
 
 
 def smoothed(values: xr.DataArray) -> xr.DataArray:
-    """Running mean over five checkpoints, fewer at both ends."""
-    return values.rolling(images=SMOOTH, center=True, min_periods=1).mean()
+    """Running mean over five checkpoints; NaN for the first and the last two, whose neighbours are on one side alone.
+
+    Values as they are where there are fewer than five checkpoints.
+    """
+    return values.rolling(images=SMOOTH, center=True).mean() if values.sizes["images"] >= SMOOTH else values
 
 
 def onset(runs: xr.Dataset, by: str = "loss") -> xr.DataArray:
     """Where overfitting begins, in images seen: at the least smoothed validation loss, or the greatest accuracy."""
-    values = smoothed(runs[by].sel(split="validation", drop=True))
-    return values.idxmin("images") if by == "loss" else values.idxmax("images")
+    return turning_point(runs[by].sel(split="validation", drop=True), "min" if by == "loss" else "max")
 
 
 def slope_change(runs: xr.Dataset, variable: str, measure: str, regime: str) -> xr.DataArray:
@@ -102,9 +104,15 @@ def _bend(values: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
 
 def _slope(values: xr.DataArray, epochs: xr.DataArray) -> xr.DataArray:
     """Least squares along the checkpoints; NaN for fewer than three."""
-    x = epochs - epochs.mean()
-    slope = (x * (values - values.mean("images"))).sum("images") / (x**2).sum()
-    return slope if len(epochs) >= 3 else slope * np.nan
+    x = epochs.where(values.notnull())
+    x = x - x.mean("images")
+    slope = (x * values).sum("images") / (x**2).sum("images")
+    return slope.where(values.notnull().sum("images") >= 3)
+
+
+def turning_point(values: xr.DataArray, turn: str) -> xr.DataArray:
+    """Where the running mean of a curve has its maximum ("max") or minimum ("min"), in images seen."""
+    return {"max": smoothed(values).idxmax, "min": smoothed(values).idxmin}[turn]("images")
 
 
 def stopping_excess(runs: xr.Dataset, signal: str, turn: str, measure: str = "", regime: str = "") -> xr.DataArray:
@@ -114,11 +122,22 @@ def stopping_excess(runs: xr.Dataset, signal: str, turn: str, measure: str = "",
     gradients of training points need no validation data.
     """
     values = runs[signal].sel(measure=measure, regime=regime) if measure else runs[signal]
-    stop = smoothed(values).idxmax("images") if turn == "max" else smoothed(values).idxmin("images")
+    stop = turning_point(values, turn)
     loss = smoothed(runs.loss.sel(split="validation", drop=True))
     return loss.sel(images=stop).drop_vars("images") / loss.min("images") - 1
 
 
+ALLOWED = {  # values of the arguments, so that a ledger can be checked without runs
+    "variable": ("within", "between", "diagonal"),
+    "measure": MEASURES,
+    "than": MEASURES,
+    "regime": REGIMES,
+    "at": WINDOWS,
+    "since": WINDOWS,
+    "arithmetic": tuple(ARITHMETICS),
+    "turn": ("max", "min"),
+    "signal": ("within", "between", "gradient_norm", "mean_norm", "disparity"),
+}
 QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
     f.__name__: f
     for f in (level, change, ratio, arithmetics_apart, regimes_apart, larger_change, slope_change, stopping_excess)

@@ -5,7 +5,7 @@ import xarray as xr
 
 from stiffkit import claims
 from stiffkit.chapters import ClassMatrices
-from stiffkit.endpoints import smoothed, stopping_excess
+from stiffkit.endpoints import stopping_excess, turning_point
 from stiffkit.experiment import run_all, stages
 
 SIGNALS = {  # from training images alone: what is followed, and which turn of it says stop
@@ -64,8 +64,7 @@ def stopping(runs: xr.Dataset) -> pd.DataFrame:
         values = runs[arguments["signal"]]
         if "regime" in arguments:
             values = values.sel(measure=arguments["measure"], regime=arguments["regime"], arithmetic="exact")
-        turn = smoothed(values)
-        stop = turn.idxmax("images") if arguments["turn"] == "max" else turn.idxmin("images")
+        stop = turning_point(values, arguments["turn"])
         excess = stopping_excess(runs, **arguments)
         rows[name] = (stop, excess.sel(arithmetic="exact") if "arithmetic" in excess.dims else excess)
     per_epoch = float((runs.images[-1] / runs.epochs.isel(images=-1)).mean())

@@ -6,9 +6,11 @@ import platform
 import re
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 from math import ceil
 from typing import Any, Literal, Self
 
+import numpy as np
 import torch
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -35,6 +37,13 @@ def known_name(value: str, info: ValidationInfo) -> str:
     if value not in allowed:
         raise ValueError(f"allowed are {', '.join(allowed)}")
     return value
+
+
+def check_points(dataset: str, points: int) -> None:
+    """Check that a data set can give so many training, and validation, points, as many of each class."""
+    largest = 280 if dataset == "digits" else 2000
+    if points % 10 or points < 20 or points > largest:
+        raise ValueError(f"'points' = {points}: {dataset} allows multiples of 10 (its classes) from 20 to {largest}")
 
 
 class _Part(BaseModel):
@@ -70,6 +79,13 @@ class Training(_Part):
         if self.dataset == "digits" and self.model == "cnn_v1":
             raise ValueError("cnn_v1 needs images of 16 x 16 pixels or more, and digits has 8 x 8: take fc or cnn")
         return self
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _ascend(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(k < 0 for k in value) or any(a >= b for a, b in pairwise(value)):
+            raise ValueError("images seen, ascending from 0 or more, are wanted")
+        return value
 
     @property
     def key(self) -> str:
@@ -120,6 +136,11 @@ class Experiment(_Part):
     training: Training
     measurement: Measurement = Measurement()
 
+    @model_validator(mode="after")
+    def _has_points(self) -> Self:
+        check_points(self.training.dataset, self.measurement.points)
+        return self
+
     @classmethod
     def of(cls, **fields: Any) -> Self:
         """An experiment from the fields of both parts.
@@ -156,7 +177,8 @@ class Experiment(_Part):
         measuring = 0.5 + 1e-7 * points**2 + (0 if self.training.model == "fc" else 5 * image * points)
         evaluating = 0.25 * image * 2 * min(n, 10_000)
         measured = 1 + (len(self.measurement.arithmetics) - 1) / self.measurement.every
-        return (self.training.epochs * n * image + checkpoints * (measured * measuring + evaluating)) / 60
+        images = self.training.images(n)[-1]
+        return (images * image + checkpoints * (measured * measuring + evaluating)) / 60
 
     def run(self, *, device: str = "cpu", progress: bool = True) -> xr.Dataset:
         """The results: recorded ones, else cached ones, else computed and cached.
@@ -174,10 +196,10 @@ class Experiment(_Part):
             return found
         with results.reserved(self):
             found = results.find(self)
-            if found is None:
-                results.save(self, compute(self, device=device, progress=progress))
-                found = results.find(self)
-        return found.assign_attrs(source="computed now")
+            if found is not None:  # another process had reserved it, and has finished
+                return found
+            results.save(self, compute(self, device=device, progress=progress))
+        return results.find(self).assign_attrs(source="computed now")
 
 
 def run_all(experiments: Iterable[Experiment], **options: Any) -> xr.Dataset:
@@ -209,16 +231,21 @@ def compute(experiment: Experiment, *, device: str = "cpu", progress: bool = Tru
     with one_thread(), _bar(experiment, due[-1], progress) as bar:
         for k, checkpoint in enumerate(_checkpoints(model, _to(dataset.train, device), due, training)):
             bar.update(checkpoint.images - bar.n)
-            if diverged := checkpoint.diverged:
+            seen = {split: evaluate(checkpoint.model, part) for split, part in watched.items()}
+            if diverged := checkpoint.diverged or not np.isfinite(list(seen.values())).all():
                 break
+            if measured and measured[-1].images == checkpoint.images:  # two checkpoints within one batch
+                continue
             everything = due[k] in stages or k % measurement.every == 0
             before = time.perf_counter()
             arithmetics = measurement.arithmetics if everything else ("exact",)
             found = measure(checkpoint.model, *points, arithmetics, errors=due[k] in _four(due))
             seconds += time.perf_counter() - before
-            measured.append(_at(checkpoint, found, {s: evaluate(checkpoint.model, p) for s, p in watched.items()}))
+            measured.append(_at(checkpoint, found, seen))
     total = time.perf_counter() - start
-    together = xr.concat(measured, "images", join="outer", data_vars="all", coords="minimal", compat="override")
+    together = xr.Dataset(coords={"images": np.empty(0, int), "arithmetic": list(measurement.arithmetics)})
+    if measured:
+        together = xr.concat(measured, "images", join="outer", data_vars="all", coords="minimal", compat="override")
     return together.reindex(arithmetic=list(measurement.arithmetics)).assign_attrs(
         classes=json.dumps(dataset.classes),
         data_checksum=dataset.checksum,
@@ -291,11 +318,14 @@ def _bar(experiment: Experiment, images: int, progress: bool) -> Any:
 
 
 def _explain(error: dict[str, Any]) -> str:
-    name = str(error["loc"][-1]) if error["loc"] else "experiment"
+    names = [
+        str(place) for place in error["loc"] if isinstance(place, str) and place not in ("training", "measurement")
+    ]
+    name = names[-1] if names else "experiment"
     if error["type"] == "extra_forbidden":
         known = ", ".join([*Training.model_fields, *Measurement.model_fields])
         return f"unknown field {name!r}; known are {known}"
     if error["type"] == "missing":
         return f"{name!r} is missing"
     message = re.sub("^Value error, ", "", error["msg"])
-    return f"{name!r} = {error['input']!r}: {message}" if name not in ("training", "measurement") else message
+    return f"{name!r} = {error['input']!r}: {message}" if names else message

@@ -94,9 +94,10 @@ def evaluate(model: nn.Module, points: Points) -> tuple[float, float]:
 
 
 def _blocks(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> Iterator[tuple[GradientGram, Tensor, Tensor]]:
-    """The Gram matrix of each regime, with the classes of its rows and of its columns."""
+    """The Gram matrix of each regime, with the class indicators (n, classes) of its rows and of its columns."""
+    members = class_indicators(y)[1]
     for rows, columns in (map(parts.get, regime.split("-")) for regime in REGIMES):
-        yield gram.block(rows, columns), y[rows], y[columns]
+        yield gram.block(rows, columns), members[rows], members[columns]
 
 
 def _stiffness(grams: dict[str, GradientGram], y: Tensor, parts: dict[str, slice]) -> xr.Dataset:
@@ -121,8 +122,7 @@ def _stiffness(grams: dict[str, GradientGram], y: Tensor, parts: dict[str, slice
 
 def _cells(block: GradientGram, measure: str, rows: Tensor, columns: Tensor) -> np.ndarray:
     """The class matrix of a block, as `class_stiffness` has it, without its labels."""
-    indicators = (class_indicators(labels)[1] for labels in (rows, columns))
-    return weighted_cells(stiffness(block, measure), *indicators)[0].numpy()
+    return weighted_cells(stiffness(block, measure), rows, columns)[0].numpy()
 
 
 def _rest(gram: GradientGram) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,7 +138,7 @@ def _companions(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> xr.Da
     kinds: dict[str, list] = {"weighted_within": [], "weighted_between": [], "within_share": []}
     for block, rows, columns in _blocks(gram, y, parts):
         pairs = ~block.self_pairs
-        same = rows[:, None] == columns
+        same = (rows @ columns.T).bool()
         dot, norms = block.dot, block.norms[:, None] * block.norms2
         for kind, chosen in (("weighted_within", same & pairs), ("weighted_between", ~same)):
             kinds[kind].append([_ratio(dot[chosen].sum(), weight[chosen].sum()) for weight in (norms, dot.abs())])
@@ -172,12 +172,13 @@ def _norms(gram: GradientGram, parts: dict[str, slice]) -> xr.Dataset:
     norms, dot = gram.norms[parts["train"]], gram.dot[parts["train"], parts["train"]]
     n = len(norms)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    members = torch.zeros(BATCHES, n, dtype=torch.float64)
-    for batch, chosen in zip(members, order.tensor_split(BATCHES), strict=True):
+    batches = min(BATCHES, n)
+    members = torch.zeros(batches, n, dtype=torch.float64)
+    for batch, chosen in zip(members, order.tensor_split(batches), strict=True):
         batch[chosen] = 1 / len(chosen)
     M = members @ dot @ members.T
     squares = M.diagonal()[:, None] + M.diagonal() - 2 * M
-    i, j = torch.triu_indices(BATCHES, BATCHES, 1)
+    i, j = torch.triu_indices(batches, batches, 1)
     return xr.Dataset(
         {
             "gradient_norm": float(dot.mean().clamp(min=0).sqrt()),

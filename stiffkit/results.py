@@ -1,6 +1,7 @@
 """Results on disk: whole, labelled, with the run that made them; recorded ones first, cached ones second."""
 
 import hashlib
+import io
 import json
 import os
 import platform
@@ -16,7 +17,6 @@ from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import xarray as xr
 
@@ -71,7 +71,8 @@ def find(experiment: "Experiment") -> xr.Dataset | None:
             warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=2)
             continue
         if experiment.identity in runs and is_current(runs[experiment.identity]):
-            return runs[experiment.identity].assign_attrs(source=f"recorded, {path.name}")
+            found = runs[experiment.identity].copy(deep=True)
+            return found.assign_attrs(source=f"recorded, {path.name}")
     path = cached(experiment)
     if not path.exists():
         return None
@@ -120,16 +121,19 @@ def set_aside(path: Path) -> Path:
 
 
 def write(path: Path, dataset: xr.Dataset) -> Path:
-    """Write one netCDF file: float32, compressed, with a checksum; it is whole or not there."""
-    floats = [name for name, array in dataset.variables.items() if array.dtype == "float64" and array.ndim]
-    dataset = dataset.assign({n: dataset[n].astype("float32") for n in floats if n in dataset.data_vars})
-    dataset.attrs["checksum"] = checksum(dataset)
+    """Write one netCDF file: float32, compressed, its SHA-256 as the last bytes; it is whole or not there."""
+    floats = [name for name, array in dataset.data_vars.items() if array.dtype == "float64"]
+    dataset = dataset.assign({name: dataset[name].astype("float32") for name in floats})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    arrays = {name: array.shape for name, array in dataset.data_vars.items() if array.ndim and array.dtype.kind in "fi"}
+    arrays = {
+        name: array.shape for name, array in dataset.data_vars.items() if array.size > 1 and array.dtype.kind in "fi"
+    }
     compressed = {n: {"zlib": True, "complevel": 9, "shuffle": True, "chunksizes": s} for n, s in arrays.items()}
     try:
         dataset.to_netcdf(part, engine="h5netcdf", encoding=compressed)
+        with part.open("ab") as file:  # netCDF readers do not look beyond the end that the file itself gives
+            file.write(_trailer(part.read_bytes()))
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
@@ -140,37 +144,26 @@ def load(path: Path) -> xr.Dataset:
     """Read a file that `write` wrote.
 
     Raises:
-        ResultsError: the file cannot be read, or its content is not what its checksum says.
+        ResultsError: the file is not what its checksum says. Its content is looked at after that alone: HDF5 may hang
+            on a file with a single wrong bit.
 
     """
-    try:
-        dataset = xr.load_dataset(path, engine="h5netcdf")
-        expected = dataset.attrs.pop("checksum", None)
-        found = checksum(dataset)
-    except Exception as error:  # a damaged file may fail in any way
-        raise ResultsError(f"{path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})") from None
-    if expected != found:
-        raise ResultsError(f"{path} is damaged or was not written by stiffkit: its checksum does not match")
-    return dataset
+    content = path.read_bytes()
+    size = len(content) - len(_trailer(b""))
+    if size < 0 or content[size:] != _trailer(content[:size]):
+        raise ResultsError(f"{path} is damaged, cut short, or was not written by stiffkit: its checksum does not match")
+    return xr.load_dataset(io.BytesIO(content[:size]), engine="h5netcdf")
 
 
-def checksum(dataset: xr.Dataset) -> str:
-    """SHA-256 of all variables (name, dimensions, type, values) and attributes, without the attribute `checksum`."""
-    digest = hashlib.sha256()
-    for name in sorted(map(str, dataset.variables)):
-        array = dataset[name]
-        values = np.ascontiguousarray(array.values)
-        text = values.dtype.kind in "OUST"
-        digest.update(f"{name} {array.dims} {'text' if text else values.dtype.str}\n".encode())
-        digest.update(json.dumps(values.tolist()).encode() if text else values.tobytes())
-    attributes = {k: v.item() if hasattr(v, "item") else v for k, v in dataset.attrs.items() if k != "checksum"}
-    digest.update(json.dumps(attributes, sort_keys=True).encode())
-    return digest.hexdigest()
+def _trailer(content: bytes) -> bytes:
+    return b"\nstiffkit, SHA-256 " + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 @lru_cache(maxsize=64)
 def _runs(path: Path, _changed: int) -> dict[str, xr.Dataset]:
     """The runs of a recorded file by their experiment; none for a chapter's own measurements."""
+    from stiffkit.experiment import Experiment
+
     dataset = load(path)
     if "run" not in dataset.dims:
         return {}
@@ -178,7 +171,9 @@ def _runs(path: Path, _changed: int) -> dict[str, xr.Dataset]:
     for k, identity in enumerate(dataset.experiment.values):
         run = dataset.isel(run=k)
         attributes = json.loads(str(run.provenance.item()))
+        measured = list(Experiment.model_validate_json(str(identity)).measurement.arithmetics)
         present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
+        present = present.sel(arithmetic=measured)
         runs[str(identity)] = present.assign_attrs(attributes, experiment=str(identity))
     return runs
 
@@ -186,7 +181,7 @@ def _runs(path: Path, _changed: int) -> dict[str, xr.Dataset]:
 def runs(path: Path) -> list[xr.Dataset]:
     """The runs in a file: those of a recorded one, or the one of a cached one."""
     if path.is_relative_to(cache()):
-        return [load(path)]
+        return [load(path)]  # one run a file
     return list(_runs(path, path.stat().st_mtime_ns).values())
 
 
@@ -225,6 +220,8 @@ def pack(name: str, patterns: Sequence[str]) -> Path:
     fresh = {run.attrs["experiment"]: run for run in map(load, chosen) if is_current(run)}
     if not fresh:
         raise ResultsError(f"no run in {cache()} matches {' '.join(patterns)}: stiffkit results list shows the keys")
+    if path.exists() and "run" not in load(path).dims:
+        raise ResultsError(f"{path} holds a chapter's own measurements, not runs: choose another name")
     kept = {run.attrs["experiment"]: run for run in (runs(path) if path.exists() else []) if is_current(run)}
     together = [run for _, run in sorted((kept | fresh).items(), key=_order)]
     return write(path, _packed(together))

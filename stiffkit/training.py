@@ -27,7 +27,7 @@ class Checkpoint:
         images: training images seen so far, counted with repetition.
         epochs: the same in passes over the training set.
         loss: mean training loss since the last checkpoint, over the batches as they came; NaN at the start.
-        diverged: True if that loss is not finite; it is then the last checkpoint.
+        diverged: True if that loss or a weight is not finite; it is then the last checkpoint.
         model: the network being trained.
         optimizer: its optimiser, with its state.
 
@@ -107,13 +107,17 @@ def _train(
         total += losses.detach().sum()
         images, seen = images + len(batch), seen + len(batch)
         reached = [image for image in due if images - len(batch) < image <= images]
-        diverged = (bool(reached) or images % n == 0) and not total.isfinite()
+        diverged = (bool(reached) or images % n == 0) and not _is_finite(total, model)
         if reached or diverged:
             here = Checkpoint(images, images / n, float(total) / seen, diverged, model, optimizer)
             yield from [here] if diverged else [here] * len(reached)
             seen, total = 0, torch.zeros_like(total)
         if diverged:
             return
+
+
+def _is_finite(total: Tensor, model: nn.Module) -> bool:
+    return bool(total.isfinite()) and all(bool(p.isfinite().all()) for p in model.parameters())
 
 
 def _batches(n: int, size: int, seed: int) -> Iterator[Tensor]:
