@@ -255,6 +255,7 @@ def _strict_loader() -> type:
 def _explain(error: Mapping[str, Any], entries: Any) -> str:
     place = error["loc"]
     text = "".join(f"{part}: " for part in place) + error["msg"]
+    text += f", not {error['input']!r}" if isinstance(error["input"], str) else ""
     if place[:1] == ("claims",) and len(place) > 1 and isinstance(entries["claims"][place[1]], dict):
         text += f" (claim {entries['claims'][place[1]].get('id')!r})"
     return text

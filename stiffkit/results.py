@@ -148,7 +148,10 @@ def load(path: Path) -> xr.Dataset:
             on a file with a single wrong bit.
 
     """
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read: {error}") from None
     size = len(content) - len(_trailer(b""))
     if size < 0 or content[size:] != _trailer(content[:size]):
         raise ResultsError(f"{path} is damaged, cut short, or was not written by stiffkit: its checksum does not match")
@@ -173,7 +176,7 @@ def _runs(path: Path, _changed: int) -> dict[str, xr.Dataset]:
         attributes = json.loads(str(run.provenance.item()))
         measured = list(Experiment.model_validate_json(str(identity)).measurement.arithmetics)
         present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
-        present = present.sel(arithmetic=measured)
+        present = present.sel(arithmetic=present.arithmetic.isin(measured))
         runs[str(identity)] = present.assign_attrs(attributes, experiment=str(identity))
     return runs
 

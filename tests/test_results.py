@@ -1,10 +1,9 @@
 """Recorded results: what is written, where it comes from, and that a file is whole or not there."""
 
+import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 from typing import ClassVar
 
 import h5py
@@ -78,7 +77,6 @@ def test_floats_are_written_as_float32_and_the_rest_as_it_is():
     assert not [name for name, array in found.data_vars.items() if array.isnull().any()]
 
 
-@pytest.mark.xfail(strict=True, reason="numbers without a dimension stay float64")
 def test_a_single_float_is_written_as_float32_too():
     record(Small(), measured)
     assert load_recorded(Small()).accuracy.dtype == "float32"
@@ -280,37 +278,11 @@ def test_write_and_load_with_a_checksum(tmp_path):
     path = results.write(tmp_path / "new folder" / "a.nc", a_run())
     found = results.load(path)
     assert_same(found, a_run())
-    assert "checksum" not in found.attrs
-    assert xr.load_dataset(path, engine="h5netcdf").attrs["checksum"] == results.checksum(found)
+    content, _, trailer = path.read_bytes().rpartition(b"\nstiffkit, SHA-256 ")
+    assert trailer.decode().strip() == hashlib.sha256(content).hexdigest()
+    xr.testing.assert_identical(xr.load_dataset(path, engine="h5netcdf"), found)
     again = results.write(tmp_path / "again.nc", found)
     xr.testing.assert_identical(results.load(again), found)
-
-
-def renamed(run):
-    return run.rename(within="between")
-
-
-def relabelled(run):
-    return run.assign_coords(split=["train", "test", "validation"])
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda run: run.assign(epochs=run.epochs + 1),
-        lambda run: run.assign(epochs=run.epochs.astype("float64")),
-        lambda run: run.assign_coords(images=run.images + 1),
-        lambda run: run.assign_attrs(diverged=1),
-        lambda run: run.assign_attrs(other="a"),
-        lambda run: run.drop_vars("loss"),
-        renamed,
-        relabelled,
-    ],
-)
-def test_whatever_is_changed_changes_the_checksum(change):
-    run = a_run().astype("float32")
-    assert results.checksum(run) == results.checksum(run.copy(deep=True).assign_attrs(checksum="any"))
-    assert results.checksum(change(run)) != results.checksum(run)
 
 
 def test_one_number_changed_by_another_program_is_noticed(tmp_path):
@@ -449,30 +421,6 @@ def test_any_byte_of_a_file():
     assert refused > 5
 
 
-@pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True,
-    raises=subprocess.TimeoutExpired,
-    reason="HDF5 goes round in circles where the length of a text is damaged",
-)
-def test_a_damaged_length_is_refused_in_time():
-    _, path = in_cache()
-    data = bytearray(path.read_bytes())
-    stored = xr.load_dataset(path, engine="h5netcdf").attrs["checksum"].encode()
-    data[data.index(stored) - 8] ^= 1  # where the heap has its length
-    path.write_bytes(data)
-    code = "import sys, pathlib; from stiffkit import results; print('ready', flush=True); "
-    code += "results.load(pathlib.Path(sys.argv[1]))"
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout.readline() == "ready\n"
-            assert "ResultsError" in process.communicate(timeout=4)[1]
-        finally:
-            process.kill()
-
-
 # ------------------------------------------------------------------------------------------------------------ recorded
 
 
@@ -541,6 +489,17 @@ def test_chapters_own_measurements_are_no_runs(folder):
     assert results.find(an_experiment()).attrs["source"] == "cached"
 
 
+@pytest.mark.xfail(strict=True, reason="every experiment in the file is checked, and a pydantic error let out")
+def test_a_recorded_experiment_that_is_no_longer_allowed_does_not_hide_the_others():
+    path, (first, second) = packed(1, 2)
+    emptied_cache()
+    content = results.load(path)
+    content["experiment"].values[0] = content.experiment.values[0].replace('"points": 20', '"points": 33')
+    results.write(path, content)
+    assert results.find(first) is None
+    assert results.find(second) is not None
+
+
 @pytest.mark.parametrize("part", ["training_version", "measurement_version"])
 def test_recorded_runs_of_other_versions_are_not_used(part, monkeypatch):
     path, (experiment, _) = packed(1, 2)
@@ -552,7 +511,6 @@ def test_recorded_runs_of_other_versions_are_not_used(part, monkeypatch):
     assert path.read_bytes() == before
 
 
-@pytest.mark.xfail(strict=True, reason="recorded runs share their arrays with those who ask for them")
 def test_what_a_reader_does_to_a_run_does_not_change_the_next_one():
     _, (experiment,) = packed(1)
     results.find(experiment).within.values[:] = 0
@@ -641,22 +599,21 @@ def test_runs_with_different_checkpoints_are_packed_together():
         assert_same(found, rounded_at_stages(run))
 
 
-@pytest.mark.xfail(strict=True, raises=(ValueError, xr.AlignmentError), reason="two checkpoints within one batch")
-def test_runs_with_a_checkpoint_twice_are_packed_too():
-    """As digits has them: of 1,502 and 1,513 images, both after the batch that brings 1,521."""
-    results.save(an_experiment(1), a_run(1, [0, 1201, 1521, 1521, 3603]))
-    results.save(an_experiment(1, epochs=1), a_run(2, [0, 1201, 1521]))
-    results.pack("02_small", ["*"])
-    assert results.find(an_experiment(1)).images.values.tolist() == [0, 1201, 1521, 1521, 3603]
-
-
-@pytest.mark.xfail(strict=True, reason="a run gets the arithmetics of the others in its file, all NaN")
 def test_runs_with_different_arithmetics_are_found_again():
     few = an_experiment(2, arithmetics=("exact",))
     results.save(few, a_run(2, arithmetics=["exact"]))
     packed(1)
     emptied_cache()
     assert results.find(few).arithmetic.values.tolist() == ["exact"]
+
+
+@pytest.mark.xfail(strict=True, raises=IndexError, reason="it has no stages")
+def test_a_run_that_diverged_before_its_first_checkpoint_is_packed():
+    in_cache(1)
+    in_cache(2, a_run(2).isel(images=slice(0)).assign_attrs(diverged=1))
+    results.pack("02_small", ["*"])
+    emptied_cache()
+    assert results.find(an_experiment(2)).sizes["images"] == 0
 
 
 def test_patterns_choose():
@@ -690,7 +647,6 @@ def test_nothing_to_pack_is_refused():
         results.pack("02_small", ["mnist-*"])
 
 
-@pytest.mark.xfail(strict=True, reason="packing overwrites a file that holds no runs")
 def test_packing_does_not_overwrite_a_chapters_own_measurements():
     path = record(Small(), measured)
     before = path.read_bytes()
