@@ -318,9 +318,7 @@ def _bar(experiment: Experiment, images: int, progress: bool) -> Any:
 
 
 def _explain(error: dict[str, Any]) -> str:
-    names = [
-        str(place) for place in error["loc"] if isinstance(place, str) and place not in ("training", "measurement")
-    ]
+    names = [place for place in error["loc"][1:] if isinstance(place, str)]  # the first is the part
     name = names[-1] if names else "experiment"
     if error["type"] == "extra_forbidden":
         known = ", ".join([*Training.model_fields, *Measurement.model_fields])
