@@ -329,6 +329,16 @@ def test_every_field_of_the_training_has_an_effect(run, fields):
     assert abs(found.loss.values[0] - run.loss.values[1]).max() > 1e-5
 
 
+def test_a_subset_of_its_own_changes_the_points_and_not_the_training(run):
+    found = compute(small(subset=2, checkpoints=(0, 32), arithmetics=("exact",)), progress=False)
+    same_numbers(found[["loss", "accuracy", "epochs"]], run[["loss", "accuracy", "epochs"]].isel(images=slice(2)))
+    digits = load("digits")
+    points = measured_points(digits, 20, seed=2)
+    expected = measure(build_model("fc", digits, 1), *points, errors=False).within
+    np.testing.assert_array_equal(found.within.isel(images=0), expected)
+    assert not np.array_equal(found.within, run.within.sel(arithmetic=["exact"]).isel(images=slice(2)))
+
+
 def test_fewer_arithmetics_leave_the_rest_as_it_is(run):
     found = compute(small(arithmetics=("exact", "keras2019"), checkpoints=(0, 32)), progress=False)
     assert found.arithmetic.values.tolist() == ["exact", "keras2019"]
@@ -339,7 +349,7 @@ def test_fewer_arithmetics_leave_the_rest_as_it_is(run):
 @pytest.fixture(scope="module")
 def long_run():
     """Sixteen checkpoints, the second arithmetic at every third, the stages and the last ten; 1,600 among them."""
-    checkpoints = (0, *(32 * k for k in range(1, 6)), 1_600, *(1_600 + 32 * k for k in range(1, 13)))
+    checkpoints = (0, 32, 64, 96, 128, 1_600, *(1_600 + 32 * k for k in range(1, 11)))
     return compute(small(checkpoints=checkpoints, arithmetics=("exact", "keras2019"), every=4), progress=False)
 
 
@@ -348,7 +358,7 @@ def test_every(long_run):
     images = long_run.images.values
     measured = long_run.within.notnull().all(["regime", "measure"])
     assert measured.sel(arithmetic="exact").all()
-    kept = [k for k in range(len(images)) if k % 4 == 0 or k == 6 or k >= len(images) - 10]
+    kept = [k for k in range(len(images)) if k % 4 == 0 or k == 5 or k >= len(images) - 10]
     assert np.flatnonzero(measured.sel(arithmetic="keras2019")).tolist() == kept
     assert set(long_run.stiffness.sel(arithmetic="keras2019").dropna("images").images.values) == set(images[kept])
 
