@@ -380,7 +380,8 @@ def found(judgement: Judgement, ledger: Ledger, *, verdicts: bool = True) -> str
         here = [e for e in judgement.estimates if e.dataset == dataset]
         if here:
             names = [f"{ARITHMETICS[e.arithmetic]} " if len(here) > 1 else "" for e in here]
-            values = [name + estimate(e.mean, e.low, e.high) for name, e in zip(names, here, strict=True)]
+            digits = 2 if abs(here[0].mean) >= 0.05 else 3
+            values = [name + estimate(e.mean, e.low, e.high, digits) for name, e in zip(names, here, strict=True)]
             own = f" ({verdict}, n = {len(here[0].values)})" if verdicts else ""
             parts.append(f"{ledger.runs[dataset].short} {', '.join(values)}{own}")
     return "; ".join(parts) or "no recorded run"

@@ -329,7 +329,7 @@ def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], runs: xr.Dataset, a
 
     """
     if axes is None:
-        _, axes = plt.subplots(1, len(panels), figsize=(5.6, 2.9), squeeze=False)
+        _, axes = plt.subplots(1, len(panels), figsize=(5.6, 3.4), squeeze=False)
     axes = np.ravel(axes)
     looks = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), ("black", ":"), (GREY, "-"))
     for ax, (title, chosen) in zip(axes, panels.items(), strict=True):
@@ -339,7 +339,7 @@ def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], runs: xr.Dataset, a
         _onsets(ax, runs, ("loss",))
         _images(ax, runs)
         ax.set_title(title)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     return axes
 
 

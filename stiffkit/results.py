@@ -206,7 +206,7 @@ def pack(name: str, patterns: Sequence[str]) -> Path:
 
     Args:
         name: of the file, such as "02_mnist".
-        patterns: of keys, such as "mnist-fc-30ep-*". The runs that match are taken from the cache; runs that the file
+        patterns: of keys, such as `mnist-fc-30ep-*`. The runs that match are taken from the cache; runs that the file
             has already stay in it, unless the cache has them too.
 
     Returns:
