@@ -25,7 +25,6 @@ DEPENDS, MIXED, NOT_RUN = "depends on the arithmetic", "mixed", "not run"
 VERDICTS = (REPRODUCED, CONTRADICTED, DEPENDS, MIXED, INCONCLUSIVE, NOT_RUN)
 ARITHMETICS = {"exact": "exact", "float32": "fused float32", "keras2019": "clipped"}
 DASH = "\N{EN DASH}"
-FEW = 5  # with fewer seeds a verdict needs every seed on its side, besides the interval
 
 
 class LedgerError(ValueError):
@@ -264,8 +263,9 @@ def _explain(error: Mapping[str, Any], entries: Any) -> str:
 def verdict_of(criterion: Criterion, values: Iterable[float]) -> str:
     """The verdict of one set of seeds.
 
-    Reproduced where the whole interval fulfils the criterion, contradicted where the whole interval does not. With
-    fewer than five seeds each seed has to say the same; a single seed, or a value that is NaN, decides nothing.
+    Reproduced where the whole interval fulfils the criterion, contradicted where the whole interval does not; a single
+    seed, or a value that is NaN, decides nothing. With fewer than five seeds such an interval is wider than the seeds
+    are apart, so that every seed says the same.
     """
     values = list(values)
     if not values:
@@ -274,12 +274,9 @@ def verdict_of(criterion: Criterion, values: Iterable[float]) -> str:
         return INCONCLUSIVE
     _, low, high = _interval(values)
     least, most = criterion.limits
-    inside = [least < v < most for v in values]
     if low > least and high < most:
-        return REPRODUCED if len(values) >= FEW or all(inside) else INCONCLUSIVE
-    if high <= least or low >= most:
-        return CONTRADICTED if len(values) >= FEW or not any(inside) else INCONCLUSIVE
-    return INCONCLUSIVE
+        return REPRODUCED
+    return CONTRADICTED if high <= least or low >= most else INCONCLUSIVE
 
 
 def _interval(values: Iterable[float]) -> tuple[float, float, float]:
@@ -329,8 +326,7 @@ def recorded_runs(ledger: Ledger) -> dict[str, xr.Dataset]:
     """The recorded runs of each entry of `runs`, side by side along `seed`; entries without one are left out."""
     found = {}
     for name, wanted in ledger.runs.items():
-        there = [run for run in map(results.find, wanted.experiments()) if run is not None]
-        there = [run for run in there if str(run.attrs["source"]).startswith("recorded")]
+        there = [run for run in map(results.find_recorded, wanted.experiments()) if run is not None]
         if there:
             found[name] = results.side_by_side(there)
     return found
@@ -413,7 +409,18 @@ def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> 
         link = f"[{c.chapter}]({folder}{chapter.name})" if chapter else str(c.chapter)
         saids = f"{c.v1 or DASH} | {c.v3 or DASH}" if not c.ours else f"{DASH} | {DASH}"
         lines.append(f"| {c.title} | {saids} | **{j.verdict}**: {found(j, ledger, verdicts=False)} | {link} |")
+    lines += ["", f"Runs so far: {seeds_so_far(judgements, ledger)}."]
     return "\n".join([*lines, "", f"Not checked: {ledger.unchecked[0].lower()}{ledger.unchecked[1:]}"])
+
+
+def seeds_so_far(judgements: Iterable[Judgement], ledger: Ledger) -> str:
+    """How many seeds of each set of runs that claims are about are recorded, of how many that are planned."""
+    found: dict[str, int] = {}
+    for judgement in judgements:
+        for dataset in judgement.claim.datasets:
+            here = [len(e.values) for e in judgement.estimates if e.dataset == dataset]
+            found[dataset] = max([found.get(dataset, 0), *here])
+    return ", ".join(f"{ledger.runs[d].title} {n} of {ledger.runs[d].seeds} seeds" for d, n in found.items())
 
 
 def table(judgements: Iterable[Judgement], ledger: Ledger) -> str:

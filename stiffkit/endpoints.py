@@ -40,7 +40,7 @@ def level(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str) -
     """Mean over a window of `within`, `between`, or `diagonal`, which is within less between."""
     here = window(runs, at).sel(measure=measure, regime=regime)
     values = here.within - here.between if variable == "diagonal" else here[variable]
-    return values.mean("images")
+    return values.mean("images").where(here.epochs.notnull().all("images"))  # a run that ended within it has no level
 
 
 def change(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str, since: str) -> xr.DataArray:
@@ -84,8 +84,13 @@ def smoothed(values: xr.DataArray) -> xr.DataArray:
 
 
 def onset(runs: xr.Dataset, by: str = "loss") -> xr.DataArray:
-    """Where overfitting begins, in images seen: at the least smoothed validation loss, or the greatest accuracy."""
-    return turning_point(runs[by].sel(split="validation", drop=True), "min" if by == "loss" else "max")
+    """Where overfitting begins, in images seen: at the least smoothed validation loss, or the greatest accuracy.
+
+    NaN where that is the last smoothed value: the run has not come to overfit.
+    """
+    values = runs[by].sel(split="validation", drop=True)
+    found, ends = turning_point(values, "min" if by == "loss" else "max"), smoothed(values).notnull()
+    return found.where(found < ends.images.where(ends).max("images"))
 
 
 def slope_change(runs: xr.Dataset, variable: str, measure: str, regime: str) -> xr.DataArray:
@@ -96,7 +101,7 @@ def slope_change(runs: xr.Dataset, variable: str, measure: str, regime: str) -> 
 
 def _bend(values: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
     epochs = run.epochs
-    middle = epochs.sel(images=onset(run))
+    middle = _at(epochs, onset(run))
     sides = (epochs >= middle - AROUND) & (epochs <= middle), (epochs >= middle) & (epochs <= middle + AROUND)
     before, after = (_slope(values.where(side, drop=True), epochs.where(side, drop=True)) for side in sides)
     return after - before
@@ -124,7 +129,12 @@ def stopping_excess(runs: xr.Dataset, signal: str, turn: str, measure: str = "",
     values = runs[signal].sel(measure=measure, regime=regime) if measure else runs[signal]
     stop = turning_point(values, turn)
     loss = smoothed(runs.loss.sel(split="validation", drop=True))
-    return loss.sel(images=stop).drop_vars("images") / loss.min("images") - 1
+    return _at(loss, stop) / loss.min("images") - 1
+
+
+def _at(values: xr.DataArray, images: xr.DataArray) -> xr.DataArray:
+    """The value at a checkpoint, NaN for none."""
+    return values.where(values.images == images).max("images")
 
 
 ALLOWED = {  # values of the arguments, so that a ledger can be checked without runs

@@ -225,8 +225,8 @@ def compute(experiment: Experiment, *, device: str = "cpu", progress: bool = Tru
     watched = {split: _to(points, device) for split, points in _splits(dataset).items()}
     points = [_to(part, device) for part in parts]
     model = build_model(training.model, dataset, training.seed, initialisation=training.initialisation).to(device)
-    due = training.images(len(dataset.train[1]))
-    stages = {0, EARLY, round(LATE * due[-1]), due[-1], *due[-LAST:]}
+    n = len(dataset.train[1])
+    due = sorted({_reached(k, n, training.batch_size) for k in training.images(n)})
     measured, diverged, seconds, start = [], False, 0.0, time.perf_counter()
     with one_thread(), _bar(experiment, due[-1], progress) as bar:
         for k, checkpoint in enumerate(_checkpoints(model, _to(dataset.train, device), due, training)):
@@ -234,9 +234,7 @@ def compute(experiment: Experiment, *, device: str = "cpu", progress: bool = Tru
             seen = {split: evaluate(checkpoint.model, part) for split, part in watched.items()}
             if diverged := checkpoint.diverged or not np.isfinite(list(seen.values())).all():
                 break
-            if measured and measured[-1].images == checkpoint.images:  # two checkpoints within one batch
-                continue
-            everything = due[k] in stages or k % measurement.every == 0
+            everything = due[k] in {*_four(due), *due[-LAST:]} or k % measurement.every == 0
             before = time.perf_counter()
             arithmetics = measurement.arithmetics if everything else ("exact",)
             found = measure(checkpoint.model, *points, arithmetics, errors=due[k] in _four(due))
@@ -269,7 +267,15 @@ def stages(images: Iterable[int]) -> list[int]:
     return sorted(_four([int(k) for k in images]))
 
 
+def _reached(images: int, n: int, batch: int) -> int:
+    """The images seen after the batch that brings them to at least that number; the last of an epoch may be smaller."""
+    epochs, rest = divmod(images, n)
+    return epochs * n + min(ceil(rest / batch) * batch, n)
+
+
 def _four(images: list[int]) -> set[int]:
+    if not images:
+        return set()
     return {min(images, key=lambda k: abs(k - wanted)) for wanted in (0, EARLY, LATE * images[-1], images[-1])}
 
 

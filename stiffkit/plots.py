@@ -355,7 +355,9 @@ def _band(
 
 def _onsets(ax: Any, runs: xr.Dataset, kinds: Sequence[str] = ("loss", "accuracy")) -> None:
     for kind, line in zip(kinds, ("-", ":"), strict=False):
-        ax.axvline(float(onset(runs, kind).median()), color=GREY, linewidth=1, linestyle=line)
+        begin = float(onset(runs, kind).median())
+        if np.isfinite(begin):
+            ax.axvline(begin, color=GREY, linewidth=1, linestyle=line)
 
 
 def _images(ax: Any, runs: xr.Dataset) -> None:

@@ -64,15 +64,9 @@ def find(experiment: "Experiment") -> xr.Dataset | None:
     with `.set-aside` at its end, so that the run can be computed again. Results of other versions of the training or
     the measuring code are not used either.
     """
-    for path in recorded():
-        try:
-            runs = _runs(path, path.stat().st_mtime_ns)
-        except ResultsError as error:
-            warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=2)
-            continue
-        if experiment.identity in runs and is_current(runs[experiment.identity]):
-            found = runs[experiment.identity].copy(deep=True)
-            return found.assign_attrs(source=f"recorded, {path.name}")
+    found = find_recorded(experiment)
+    if found is not None:
+        return found
     path = cached(experiment)
     if not path.exists():
         return None
@@ -86,6 +80,20 @@ def find(experiment: "Experiment") -> xr.Dataset | None:
     return found.assign_attrs(source="cached") if is_current(found) else None
 
 
+def find_recorded(experiment: "Experiment") -> xr.Dataset | None:
+    """The recorded results of an experiment, or None."""
+    for path in recorded():
+        try:
+            runs = _runs(path, path.stat().st_mtime_ns)
+        except ResultsError as error:
+            warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=2)
+            continue
+        if experiment.identity in runs and is_current(runs[experiment.identity]):
+            found = runs[experiment.identity].copy(deep=True)
+            return found.assign_attrs(source=f"recorded, {path.name}")
+    return None
+
+
 def is_current(run: xr.Dataset) -> bool:
     """Whether a run was made with the present versions of the training and the measuring code."""
     from stiffkit.measurement import MEASUREMENT_VERSION
@@ -97,7 +105,7 @@ def is_current(run: xr.Dataset) -> bool:
 
 def save(experiment: "Experiment", run: xr.Dataset) -> Path:
     """Write a run into the cache, with the experiment and what it was made with."""
-    attributes = {"experiment": experiment.identity, **provenance(), **run.attrs}
+    attributes = {**provenance(), **run.attrs, "experiment": experiment.identity}
     return write(cached(experiment), run.assign_attrs(attributes))
 
 
@@ -165,8 +173,6 @@ def _trailer(content: bytes) -> bytes:
 @lru_cache(maxsize=64)
 def _runs(path: Path, _changed: int) -> dict[str, xr.Dataset]:
     """The runs of a recorded file by their experiment; none for a chapter's own measurements."""
-    from stiffkit.experiment import Experiment
-
     dataset = load(path)
     if "run" not in dataset.dims:
         return {}
@@ -174,7 +180,8 @@ def _runs(path: Path, _changed: int) -> dict[str, xr.Dataset]:
     for k, identity in enumerate(dataset.experiment.values):
         run = dataset.isel(run=k)
         attributes = json.loads(str(run.provenance.item()))
-        measured = list(Experiment.model_validate_json(str(identity)).measurement.arithmetics)
+        measurement = json.loads(str(identity)).get("measurement", {})
+        measured = measurement.get("arithmetics", list(run.arithmetic.values))
         present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
         present = present.sel(arithmetic=present.arithmetic.isin(measured))
         runs[str(identity)] = present.assign_attrs(attributes, experiment=str(identity))

@@ -402,7 +402,6 @@ def test_no_checkpoint_is_there_twice():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the checkpoint before it, in the same batch, is measured in its place")
 def test_a_stage_that_shares_its_batch_is_measured_as_a_stage():
     """Of 1,502 and 1,513 images, both after the batch that brings 1,521, the second is 42 % of the run."""
     found = compute(small(checkpoints=(0, 1_502, 1_513, 3_603), arithmetics=("exact",)), progress=False)

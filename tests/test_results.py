@@ -483,7 +483,6 @@ def test_chapters_own_measurements_are_no_runs(folder):
     assert results.find(an_experiment()).attrs["source"] == "cached"
 
 
-@pytest.mark.xfail(strict=True, reason="every experiment in the file is checked, and a pydantic error let out")
 def test_a_recorded_experiment_that_is_no_longer_allowed_does_not_hide_the_others():
     path, (first, second) = packed(1, 2)
     emptied_cache()
@@ -601,7 +600,6 @@ def test_runs_with_different_arithmetics_are_found_again():
     assert results.find(few).arithmetic.values.tolist() == ["exact"]
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="it has no stages")
 def test_a_run_that_diverged_before_its_first_checkpoint_is_packed():
     in_cache(1)
     in_cache(2, a_run(2).isel(images=slice(0)).assign_attrs(diverged=1))
