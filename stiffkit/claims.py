@@ -60,8 +60,10 @@ class Criterion(_Entry):
 
     def __str__(self) -> str:
         if self.between:
-            return f"between {self.between[0]:g} and {self.between[1]:g}"
-        return f"above {self.above:g}" if self.below is None else f"below {self.below:g}"
+            text = f"between {self.between[0]:g} and {self.between[1]:g}"
+        else:
+            text = f"above {self.above:g}" if self.below is None else f"below {self.below:g}"
+        return text.replace("-", "\N{MINUS SIGN}")
 
 
 class Source(_Entry):
@@ -428,7 +430,8 @@ def table(judgements: Iterable[Judgement], ledger: Ledger) -> str:
     lines = ["| claim | where | reproduced means | found | verdict |", "|---|---|---|---|---|"]
     for j in judgements:
         c = j.claim
-        where = f"{c.source.version}, {c.source.where}" if not c.ours else f"our question: {c.ours}"
+        named = c.source.where if c.source.where.startswith("v") else f"{c.source.version}, {c.source.where}"
+        where = f"our question: {c.ours}" if c.ours else named
         seen = f"exploratory: {c.exploratory}" if c.exploratory else ""
         quantity = ", ".join(str(v) for v in c.quantity.values())
         formerly = "".join(f"; formerly {f.criterion}, changed because {f.reason}" for f in c.former)
