@@ -15,19 +15,29 @@ from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import xarray as xr
 
 import stiffkit
 
-if TYPE_CHECKING:
-    from stiffkit.chapters import Chapter
-    from stiffkit.experiment import Experiment
-
 SET_ASIDE = ".set-aside"
 CELL = 2.0**-12  # resolution of recorded class matrices: a fiftieth of a cell's standard error, at half the size
+
+
+class Described(Protocol):
+    """What identifies a run: an `Experiment`."""
+
+    key: str
+    identity: str
+
+
+class Measured(Protocol):
+    """What identifies a chapter's own measurements: a `Chapter`."""
+
+    identity: str
+    recorded: Path
 
 
 class ResultsError(ValueError):
@@ -47,7 +57,7 @@ def cache() -> Path:
     return (Path(chosen).expanduser() if chosen else user_cache_path("stiffkit", appauthor=False)) / "results"
 
 
-def cached(experiment: "Experiment") -> Path:
+def cached(experiment: Described) -> Path:
     """The file of one run in the cache, whether it is there or not."""
     return cache() / f"{experiment.key}.nc"
 
@@ -57,7 +67,7 @@ def recorded() -> list[Path]:
     return sorted((book() / "results").glob("*.nc"))
 
 
-def find(experiment: "Experiment") -> xr.Dataset | None:
+def find(experiment: Described) -> xr.Dataset | None:
     """The results of an experiment, recorded or cached, or None; attribute `source` tells where they were found.
 
     A file that is damaged or holds another experiment is named in a warning and not used; in the cache it is renamed,
@@ -80,7 +90,7 @@ def find(experiment: "Experiment") -> xr.Dataset | None:
     return found.assign_attrs(source="cached") if is_current(found) else None
 
 
-def find_recorded(experiment: "Experiment") -> xr.Dataset | None:
+def find_recorded(experiment: Described) -> xr.Dataset | None:
     """The recorded results of an experiment, or None."""
     for path in recorded():
         try:
@@ -103,14 +113,14 @@ def is_current(run: xr.Dataset) -> bool:
     return versions == (TRAINING_VERSION, MEASUREMENT_VERSION)
 
 
-def save(experiment: "Experiment", run: xr.Dataset) -> Path:
+def save(experiment: Described, run: xr.Dataset) -> Path:
     """Write a run into the cache, with the experiment and what it was made with."""
     attributes = {**provenance(), **run.attrs, "experiment": experiment.identity}
     return write(cached(experiment), run.assign_attrs(attributes))
 
 
 @contextmanager
-def reserved(experiment: "Experiment") -> Iterator[None]:
+def reserved(experiment: Described) -> Iterator[None]:
     """Let one process at a time compute an experiment; others wait, and find its results."""
     from filelock import FileLock
 
@@ -264,7 +274,7 @@ def _plain(attributes: dict) -> dict:
     return {k: v.item() if hasattr(v, "item") else v for k, v in attributes.items()}
 
 
-def record(p: "Chapter", measure: Callable[["Chapter"], xr.Dataset]) -> Path:
+def record(p: Measured, measure: Callable[..., xr.Dataset]) -> Path:
     """Measure a chapter that is not made of runs, and write the file that the book shows.
 
     Args:
@@ -281,7 +291,7 @@ def record(p: "Chapter", measure: Callable[["Chapter"], xr.Dataset]) -> Path:
     return write(p.recorded, found.assign_attrs(parameters=p.identity, **provenance(), seconds=seconds))
 
 
-def load_recorded(p: "Chapter") -> xr.Dataset | None:
+def load_recorded(p: Measured) -> xr.Dataset | None:
     """The recorded results of these parameters, or None if there are none."""
     if not p.recorded.exists():
         return None

@@ -244,7 +244,7 @@ def test_a_ledger_in_another_encoding_is_refused(tmp_path):
     [
         ({"above": 0.5}, "above 0.5", (0.5, math.inf)),
         ({"above": 0}, "above 0", (0, math.inf)),
-        ({"below": -0.25}, "below -0.25", (-math.inf, -0.25)),
+        ({"below": -0.25}, "below −0.25", (-math.inf, -0.25)),
         ({"between": [-0.05, 0.05]}, "between −0.05 and 0.05", (-0.05, 0.05)),
     ],
 )
