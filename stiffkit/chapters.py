@@ -191,13 +191,11 @@ class ClassMatrices(Chapter):
     @field_validator("dataset", "model", "initialisation", "arithmetic")
     @classmethod
     def _is_known(cls, value: str, info: Any) -> str:
-        if info.field_name == "arithmetic" and value not in ARITHMETICS:
+        if (info.field_name, value) == ("model", "") or (info.field_name == "arithmetic" and value in ARITHMETICS):
+            return value
+        if info.field_name == "arithmetic":
             raise ValueError(f"allowed are {', '.join(ARITHMETICS)}")
-        return (
-            value
-            if info.field_name == "arithmetic" or (info.field_name, value) == ("model", "")
-            else known_name(value, info)
-        )
+        return known_name(value, info)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -367,8 +367,7 @@ def estimate(mean: float, low: float, high: float, digits: int = 2) -> str:
 
 def over_seeds(values: xr.DataArray, digits: int = 2) -> str:
     """The mean over seeds and its interval, as the book prints them."""
-    interval = t_interval(values)
-    return estimate(*(float(interval[name]) for name in ("mean", "low", "high")), digits=digits)
+    return estimate(*_interval(values.values), digits=digits)
 
 
 def found(judgement: Judgement, ledger: Ledger, *, verdicts: bool = True) -> str:

@@ -229,16 +229,17 @@ def compute(experiment: Experiment, *, device: str = "cpu", progress: bool = Tru
     n = len(dataset.train[1])
     due = sorted({_reached(k, n, training.batch_size) for k in training.images(n)})
     measured, diverged, seconds, start = [], False, 0.0, time.perf_counter()
+    stage = _four(due)
     with one_thread(), _bar(experiment, due[-1], progress) as bar:
         for k, checkpoint in enumerate(_checkpoints(model, _to(dataset.train, device), due, training)):
             bar.update(checkpoint.images - bar.n)
             seen = {split: evaluate(checkpoint.model, part) for split, part in watched.items()}
             if diverged := checkpoint.diverged or not np.isfinite(list(seen.values())).all():
                 break
-            everything = due[k] in {*_four(due), *due[-LAST:]} or k % measurement.every == 0
+            everything = due[k] in {*stage, *due[-LAST:]} or k % measurement.every == 0
             before = time.perf_counter()
             arithmetics = measurement.arithmetics if everything else ("exact",)
-            found = measure(checkpoint.model, *points, arithmetics, errors=due[k] in _four(due))
+            found = measure(checkpoint.model, *points, arithmetics, errors=due[k] in stage)
             seconds += time.perf_counter() - before
             measured.append(_at(checkpoint, found, seen))
     total = time.perf_counter() - start

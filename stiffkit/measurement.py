@@ -87,10 +87,14 @@ def measure(
 def evaluate(model: nn.Module, points: Points) -> tuple[float, float]:
     """Mean cross-entropy, computed in float64, and accuracy."""
     inputs, targets = points
+    outputs = _outputs(model, inputs)
+    right = (outputs.argmax(dim=1) == targets).double().mean()
+    return float(cross_entropy(outputs, targets).mean()), float(right)
+
+
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     with torch.no_grad():
-        outputs = torch.cat([model(x) for x in inputs.split(64)])
-        right = (outputs.argmax(dim=1) == targets).double().mean()
-        return float(cross_entropy(outputs, targets).mean()), float(right)
+        return torch.cat([model(x) for x in inputs.split(64)])
 
 
 def _blocks(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> Iterator[tuple[GradientGram, Tensor, Tensor]]:
@@ -197,8 +201,7 @@ def _concentration(norms: Tensor) -> float:
 
 def _gaps(model: nn.Module, points: Points, parts: dict[str, slice]) -> xr.Dataset:
     inputs, targets = points
-    with torch.no_grad():
-        z = torch.cat([model(x) for x in inputs.split(64)]).double()
+    z = _outputs(model, inputs).double()
     others = z.scatter(1, targets[:, None], -torch.inf).logsumexp(dim=1)
     gap = (z.gather(1, targets[:, None])[:, 0] - others).cpu().numpy()
     return xr.Dataset(

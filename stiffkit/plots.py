@@ -307,10 +307,7 @@ def overview(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str 
                     line,
                     f"{name} classes, {ARITHMETICS[arithmetic]}",
                 )
-        ax.axhline(0, color=GREY, linewidth=0.7)
-        _onsets(ax, runs, ("loss",))
-        _images(ax, runs)
-        ax.set_title(title)
+        _through_training(ax, runs, title)
     for ax in axes[::2]:
         ax.set_ylabel("stiffness, " + ("cosine" if measure == "cos" else "sign"))
     handles, labels = axes[0].get_legend_handles_labels()
@@ -335,10 +332,7 @@ def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], runs: xr.Dataset, a
     for ax, (title, chosen) in zip(axes, panels.items(), strict=True):
         for look, (name, values) in zip(looks, chosen.items(), strict=False):
             _band(ax, values, *look, name)
-        ax.axhline(0, color=GREY, linewidth=0.7)
-        _onsets(ax, runs, ("loss",))
-        _images(ax, runs)
-        ax.set_title(title)
+        _through_training(ax, runs, title)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     return axes
 
@@ -351,6 +345,14 @@ def _band(
     interval = t_interval(here).clip(*bounds)
     ax.plot(here.images, interval["mean"], line, color=colour, label=label, linewidth=1.4)
     ax.fill_between(here.images, interval.low, interval.high, color=colour, alpha=0.2, linewidth=0)
+
+
+def _through_training(ax: Any, runs: xr.Dataset, title: str) -> None:
+    """A panel's title, its zero line, the onset of overfitting by loss, and images seen below it."""
+    ax.axhline(0, color=GREY, linewidth=0.7)
+    _onsets(ax, runs, ("loss",))
+    _images(ax, runs)
+    ax.set_title(title)
 
 
 def _onsets(ax: Any, runs: xr.Dataset, kinds: Sequence[str] = ("loss", "accuracy")) -> None:
