@@ -13,6 +13,7 @@ from stiffkit.chapters import Definition
 from stiffkit.data import Dataset, Points, balanced_subset, load
 from stiffkit.gradients import GradientGram, gradient_gram
 from stiffkit.losses import cross_entropy
+from stiffkit.measurement import evaluate
 from stiffkit.models import INITIALISATIONS, build_model
 from stiffkit.results import load_recorded
 from stiffkit.statistics import bootstrap_error
@@ -165,11 +166,8 @@ def _precision(model: nn.Module, dataset: Dataset, seed: int) -> xr.Dataset:
 
 
 def _generalization(model: nn.Module, dataset: Dataset) -> xr.Dataset:
-    inputs, targets = dataset.test
-    with torch.no_grad():
-        outputs = torch.cat([model(x) for x in inputs.split(1000)])
-    accuracy = (outputs.argmax(dim=1) == targets).double().mean()
-    return xr.Dataset({"test_loss": float(cross_entropy(outputs, targets).mean()), "test_accuracy": float(accuracy)})
+    loss, accuracy = evaluate(model, dataset.test)
+    return xr.Dataset({"test_loss": loss, "test_accuracy": accuracy})
 
 
 def _features(model: nn.Module, points: Points) -> dict[str, float]:
