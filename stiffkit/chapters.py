@@ -11,9 +11,8 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stiffkit import results
-from stiffkit.experiment import Experiment, check_points, known_name
+from stiffkit.experiment import Experiment, check_model, check_points, cost_of_images, known_name
 from stiffkit.measurement import ARITHMETICS
-from stiffkit.models import MODELS
 from stiffkit.results import book
 
 
@@ -167,9 +166,9 @@ class Definition(Chapter):
     @property
     def minutes(self) -> float:
         """One epoch of training and the measurements, from timings on two cores; right within a factor of two."""
-        images, pixels = {"digits": (1_201, 64), "cifar10": (50_000, 3 * 1024)}.get(self.dataset, (60_000, 784))
-        convolution = {"fc": 0.0, "cnn": 8e-8, "cnn_v1": 4e-7}[self.model] * pixels  # seconds an image, in training
-        return (images * (5e-5 + convolution) + 20 + 1e5 * convolution + 0.02 * self.number_of_points) / 60
+        images, seconds = cost_of_images(self.dataset, self.model)
+        measuring = 20 + 0.02 * self.number_of_points + (0 if self.model == "fc" else 1e5 * seconds)
+        return (images * seconds + measuring) / 60
 
 
 class ClassMatrices(Chapter):
@@ -222,13 +221,9 @@ class ClassMatrices(Chapter):
 
 
 def _check_sizes(dataset: str, model: str, points: int) -> None:
+    check_model(dataset, model)
     if points:
         check_points(dataset, points)
-    if dataset == "digits" and model == "cnn_v1":
-        raise ValueError(
-            "parameter 'model' = 'cnn_v1': its four poolings need 16 x 16 pixels and digits has 8 x 8; "
-            f"allowed are {', '.join(m for m in MODELS if m != 'cnn_v1')}"
-        )
 
 
 def _command(name: str) -> str:

@@ -17,13 +17,13 @@ from stiffkit import results
 from stiffkit.chapters import rounded
 from stiffkit.endpoints import ALLOWED, QUANTITIES
 from stiffkit.experiment import Experiment
+from stiffkit.measurement import SPOKEN
 from stiffkit.results import book
 from stiffkit.statistics import t_interval
 
 REPRODUCED, CONTRADICTED, INCONCLUSIVE = "reproduced", "contradicted", "inconclusive"
 DEPENDS, MIXED, NOT_RUN = "depends on the arithmetic", "mixed", "not run"
 VERDICTS = (REPRODUCED, CONTRADICTED, DEPENDS, MIXED, INCONCLUSIVE, NOT_RUN)
-ARITHMETICS = {"exact": "exact", "float32": "fused float32", "keras2019": "clipped"}
 DASH = "\N{EN DASH}"
 
 
@@ -376,7 +376,7 @@ def found(judgement: Judgement, ledger: Ledger, *, verdicts: bool = True) -> str
     for dataset, verdict in judgement.by_dataset.items():
         here = [e for e in judgement.estimates if e.dataset == dataset]
         if here:
-            names = [f"{ARITHMETICS[e.arithmetic]} " if len(here) > 1 else "" for e in here]
+            names = [f"{SPOKEN[e.arithmetic]} " if len(here) > 1 else "" for e in here]
             digits = 2 if abs(here[0].mean) >= 0.05 else 3
             values = [name + estimate(e.mean, e.low, e.high, digits) for name, e in zip(names, here, strict=True)]
             own = f" ({verdict}, n = {len(here[0].values)})" if verdicts else ""

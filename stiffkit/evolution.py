@@ -77,7 +77,6 @@ def stopping(runs: xr.Dataset) -> pd.DataFrame:
     )
 
 
-def recorded_sets() -> dict[str, xr.Dataset]:
+def recorded_sets(ledger: claims.Ledger) -> dict[str, xr.Dataset]:
     """Every set of runs of the ledger that is recorded, by its short title."""
-    ledger = claims.read()
     return {ledger.runs[name].short: runs for name, runs in claims.recorded_runs(ledger).items()}

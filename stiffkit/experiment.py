@@ -27,6 +27,7 @@ EARLY = 1_600  # images seen in the second panel of v1's Fig 6
 LATE = 0.42  # of all images seen, in its third panel
 LAST = 10  # checkpoints that are measured in every arithmetic, for averages late in training
 IMAGES = {"digits": 1_201, "cifar10": 50_000}  # training images; 60,000 in the other sets
+PIXELS = {"digits": 0.1, "cifar10": 1.0}  # of an image, in units of CIFAR-10's; 0.5 in the other sets, in time
 MILLISECONDS = {"fc": 0.05, "cnn": 0.5, "cnn_v1": 2.2}  # of training an image of CIFAR-10 in one thread
 
 
@@ -39,11 +40,25 @@ def known_name(value: str, info: ValidationInfo) -> str:
     return value
 
 
+def check_model(dataset: str, model: str) -> None:
+    """Check that a data set's images are large enough for a network."""
+    if dataset == "digits" and model == "cnn_v1":
+        raise ValueError(
+            "'model' = 'cnn_v1': its four poolings need 16 x 16 pixels, and digits has 8 x 8: take fc or cnn"
+        )
+
+
 def check_points(dataset: str, points: int) -> None:
     """Check that a data set can give so many training, and validation, points, as many of each class."""
     largest = 280 if dataset == "digits" else 2000
     if points % 10 or points < 20 or points > largest:
         raise ValueError(f"'points' = {points}: {dataset} allows multiples of 10 (its classes) from 20 to {largest}")
+
+
+def cost_of_images(dataset: str, model: str) -> tuple[int, float]:
+    """How many training images there are, and the seconds that training on one takes in one thread, about."""
+    size = 1.0 if model == "fc" else PIXELS.get(dataset, 0.5)
+    return IMAGES.get(dataset, 60_000), 1e-3 * MILLISECONDS[model] * size
 
 
 class _Part(BaseModel):
@@ -76,8 +91,7 @@ class Training(_Part):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.dataset == "digits" and self.model == "cnn_v1":
-            raise ValueError("cnn_v1 needs images of 16 x 16 pixels or more, and digits has 8 x 8: take fc or cnn")
+        check_model(self.dataset, self.model)
         return self
 
     @field_validator("checkpoints")
@@ -169,9 +183,7 @@ class Experiment(_Part):
     @property
     def minutes(self) -> float:
         """An estimate of the time that computing takes in one thread; right within a factor of two."""
-        n = IMAGES.get(self.training.dataset, 60_000)
-        size = {"digits": 0.1, "cifar10": 1.0}.get(self.training.dataset, 0.5)
-        image = 1e-3 * MILLISECONDS[self.training.model] * (1 if self.training.model == "fc" else size)
+        n, image = cost_of_images(self.training.dataset, self.training.model)
         points = 2 * self.measurement.points
         checkpoints = len(self.training.images(n))
         measuring = 0.5 + 1e-7 * points**2 + (0 if self.training.model == "fc" else 5 * image * points)

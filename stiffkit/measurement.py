@@ -21,6 +21,7 @@ ARITHMETICS = {
     "float32": cross_entropy_float32,
     "keras2019": cross_entropy_keras2019,
 }
+SPOKEN = {"exact": "exact", "float32": "fused float32", "keras2019": "clipped"}  # what figures and tables call them
 MEASURES = ("sign", "cos")
 REGIMES = ("train-train", "train-val", "val-val")
 GAP = 16.0  # the logit gap beyond which float32 loses 1 - p, and clipping makes the gradient zero

@@ -12,6 +12,7 @@ import seaborn as sns
 import xarray as xr
 
 from stiffkit.endpoints import onset
+from stiffkit.measurement import SPOKEN
 from stiffkit.statistics import t_interval
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#737373"  # told apart with every kind of colour vision
@@ -205,7 +206,6 @@ LOOKS = {  # regimes and arithmetics: colour and line
     "float32": (ORANGE, "--"),
     "keras2019": (BLUE, ":"),
 }
-ARITHMETICS = {"exact": "exact", "float32": "fused float32", "keras2019": "clipped, as in 2019"}
 
 
 @_styled
@@ -260,7 +260,7 @@ def arithmetics(runs: xr.Dataset, regime: str = "train-train", axes: Any = None)
         _, axes = plt.subplots(2, 2, figsize=(5.6, 4.4), sharex=True)
     here = runs.sel(regime=regime)
     for arithmetic in runs.arithmetic.values:
-        look = (*LOOKS[arithmetic], ARITHMETICS[arithmetic])
+        look = (*LOOKS[arithmetic], SPOKEN[arithmetic])
         for ax, name in zip(axes[0], ("within", "between"), strict=True):
             _band(ax, here[name].sel(measure="sign", arithmetic=arithmetic), *look)
         _band(axes[1, 1], 100 * here.wrong_sign.sel(arithmetic=arithmetic), *look, (0, 100))
@@ -305,7 +305,7 @@ def overview(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str 
                     here[name].sel(arithmetic=arithmetic),
                     colour,
                     line,
-                    f"{name} classes, {ARITHMETICS[arithmetic]}",
+                    f"{name} classes, {SPOKEN[arithmetic]}",
                 )
         _through_training(ax, runs, title)
     for ax in axes[::2]:

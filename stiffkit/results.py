@@ -94,7 +94,7 @@ def find_recorded(experiment: Described) -> xr.Dataset | None:
     """The recorded results of an experiment, or None."""
     for path in recorded():
         try:
-            runs = _runs(path, path.stat().st_mtime_ns)
+            runs = _runs(_verified(path))
         except ResultsError as error:
             warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=2)
             continue
@@ -166,6 +166,11 @@ def load(path: Path) -> xr.Dataset:
             on a file with a single wrong bit.
 
     """
+    return _parsed(_verified(path))
+
+
+def _verified(path: Path) -> bytes:
+    """The content of a file, without the checksum that it ends with and that it agrees with."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -173,7 +178,11 @@ def load(path: Path) -> xr.Dataset:
     size = len(content) - len(_trailer(b""))
     if size < 0 or content[size:] != _trailer(content[:size]):
         raise ResultsError(f"{path} is damaged, cut short, or was not written by stiffkit: its checksum does not match")
-    return xr.load_dataset(io.BytesIO(content[:size]), engine="h5netcdf")
+    return content[:size]
+
+
+def _parsed(content: bytes) -> xr.Dataset:
+    return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
 
 
 def _trailer(content: bytes) -> bytes:
@@ -181,9 +190,9 @@ def _trailer(content: bytes) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _runs(path: Path, _changed: int) -> dict[str, xr.Dataset]:
+def _runs(content: bytes) -> dict[str, xr.Dataset]:
     """The runs of a recorded file by their experiment; none for a chapter's own measurements."""
-    dataset = load(path)
+    dataset = _parsed(content)
     if "run" not in dataset.dims:
         return {}
     runs = {}
@@ -202,7 +211,7 @@ def runs(path: Path) -> list[xr.Dataset]:
     """The runs in a file: those of a recorded one, or the one of a cached one."""
     if path.is_relative_to(cache()):
         return [load(path)]  # one run a file
-    return list(_runs(path, path.stat().st_mtime_ns).values())
+    return list(_runs(_verified(path)).values())
 
 
 def side_by_side(found: Sequence[xr.Dataset]) -> xr.Dataset:

@@ -41,6 +41,14 @@ def data_folder(tmp_path, monkeypatch):
     return tmp_path / "data"
 
 
+@pytest.fixture
+def own_folders(tmp_path, monkeypatch):
+    """A folder with `book` and `cache`, neither of them there yet, in place of the checkout's and the user's."""
+    monkeypatch.setenv("STIFFKIT_BOOK", str(tmp_path / "book"))
+    monkeypatch.setenv("STIFFKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
 class _QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format, *args):
         self.server.requests.append(self.path)

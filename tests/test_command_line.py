@@ -85,13 +85,12 @@ def test_a_typo_ends_with_one_line_and_no_traceback():
 
 
 @pytest.fixture
-def folders(tmp_path, monkeypatch):
-    """An empty cache and an empty book, with the ledger in it."""
-    monkeypatch.setenv("STIFFKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("STIFFKIT_BOOK", str(tmp_path / "book"))
-    (tmp_path / "book").mkdir()
-    (tmp_path / "book/claims.yml").write_text((ROOT / "book/claims.yml").read_text(encoding="utf-8"), encoding="utf-8")
-    return tmp_path
+def folders(own_folders):
+    """An empty cache, and a book with the ledger alone."""
+    (own_folders / "book").mkdir()
+    ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
+    (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
+    return own_folders
 
 
 TINY = ("run", "digits", "fc", "--epochs", "0.1", "-s", "points=20", "-s", 'arithmetics=["exact"]')
@@ -160,7 +159,7 @@ def test_a_damaged_run_is_named_set_aside_and_computed_again(run, tiny, folders)
 def test_unknown_keys_fields_and_seeds_are_one_message(run, folders):
     for arguments, words in [
         (("results", "show", "mnist"), "no run 'mnist'"),
-        (("run", "digits", "cnn_v1", "--epochs", "1"), "cnn_v1 needs images of 16 x 16"),
+        (("run", "digits", "cnn_v1", "--epochs", "1"), "16 x 16 pixels"),
         (("run", "minst", "fc", "--epochs", "1"), "allowed are digits, mnist"),
         ((*TINY, "-s", "rate=1"), "unknown field 'rate'; known are"),
         ((*TINY, "-s", "points"), "FIELD=VALUE is wanted"),

@@ -29,11 +29,8 @@ def small(seed=1, **fields):
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty book, and an empty cache."""
-    monkeypatch.setenv("STIFFKIT_BOOK", str(tmp_path / "book"))
-    monkeypatch.setenv("STIFFKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "results"
+def folder(own_folders):
+    return own_folders / "cache" / "results"
 
 
 def files(folder):

@@ -411,7 +411,7 @@ def test_both_onsets_are_marked():
 
 def test_checkpoints_that_were_not_measured_are_bridged():
     ax = plots.overview({"MNIST": RUNS, "CIFAR-10": SPARSE})[1]
-    x, _ = lines(ax)["within classes, clipped, as in 2019"]
+    x, _ = lines(ax)["within classes, clipped"]
     assert list(x) == [k for k in IMAGES if k > 10_000]
 
 

@@ -49,11 +49,8 @@ def measured(p):
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """An empty book, and an empty cache."""
-    monkeypatch.setenv("STIFFKIT_BOOK", str(tmp_path / "book"))
-    monkeypatch.setenv("STIFFKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "book" / "results"
+def folder(own_folders):
+    return own_folders / "book" / "results"
 
 
 def test_round_trip(folder):
@@ -563,7 +560,7 @@ def test_packing_keeps_what_the_file_has():
     results.pack("02_small", ["digits-*"])
     after = results.load(path)
     xr.testing.assert_identical(after.isel(run=slice(2)), before)
-    assert_same(results._runs(path, 0)[an_experiment(3).identity], rounded_at_stages(a_run(3)))
+    assert_same(results._runs(results._verified(path))[an_experiment(3).identity], rounded_at_stages(a_run(3)))
 
 
 def test_packing_prefers_the_cache():
