@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +11,11 @@ import typer
 import xarray as xr
 
 import stiffkit
-from stiffkit import archives, claims, data, results
+from stiffkit import archives, claims, data, results, stopped
+from stiffkit.checked_file import SET_ASIDE
 from stiffkit.experiment import Experiment, Measurement, Training
 from stiffkit.models import MODELS
+from stiffkit.sweeps import Sweep, numbers
 
 app = typer.Typer(
     help="Stiffness: how a gradient step on one example changes the loss of another.",
@@ -114,7 +117,7 @@ def run_experiments(
     with errors_as_messages():
         fields = dict(_assignment(text) for text in set_ or [])
         same = {"dataset": dataset, "model": model, "epochs": epochs}
-        experiments = [Experiment.of(**same, **fields, seed=seed) for seed in _numbers(seeds)]
+        experiments = [Experiment.of(**same, **fields, seed=seed) for seed in numbers(seeds)]
         missing = [e for e in experiments if results.find(e) is None]
         if missing:
             minutes = sum(e.minutes for e in missing)
@@ -130,6 +133,59 @@ def run_experiments(
             typer.echo(f"{experiment.key}: {found.source}")
 
 
+@app.command("sweep")
+def run_sweep(
+    file: Annotated[Path, typer.Argument(help="YAML: `experiment` (fields in common) and `axes` (lists of values).")],
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="On this machine; left out, one a core, and one on a GPU.")
+    ] = None,
+    scheduler: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Of a Dask cluster that computes, such as tcp://host:8786.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is there and what is missing, and stop.")
+    ] = False,
+) -> None:
+    """Compute what is missing of a sweep; the same command goes on after whatever stopped it.
+
+    Exit code 1 where a run failed, 130 after Ctrl-C.
+    """
+    with errors_as_messages():
+        chosen = Sweep.read(file)
+        missing = chosen.missing
+        if missing and not dry_run:
+            minutes = sum(e.minutes for e in missing)
+            typer.echo(f"{len(missing)} to compute, about {minutes:.0f} minutes in one thread", err=True)
+            try:
+                with _cluster(scheduler) as executor:
+                    chosen = chosen.run(executor, processes=processes, device=device)
+            except KeyboardInterrupt:
+                typer.echo(f"{chosen.report}\nStopped; the same command goes on from there.")
+                raise typer.Exit(130) from None
+        typer.echo(chosen.report)
+        if chosen.failed:
+            raise typer.Exit(1)
+
+
+@contextmanager
+def _cluster(address: str) -> Iterator[Executor | None]:
+    """An executor of the Dask cluster at an address; none for none."""
+    if not address:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ImportError("--scheduler needs Dask: pip install 'stiffkit[dask]'") from None
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise OSError(f"no Dask scheduler answers at {address}: {error}") from None
+    with client:
+        yield client.get_executor()
+
+
 @results_app.command("list")
 def list_results() -> None:
     """List all runs, recorded and cached, and files that were set aside."""
@@ -137,12 +193,18 @@ def list_results() -> None:
     for path in _result_files():
         try:
             for run in results.runs(path):
-                state = "" if results.is_current(run) else ", of another version of the code: not used"
+                state = "" if results.is_current(run.attrs) else ", of another version of the code: not used"
                 key = Experiment.model_validate_json(run.attrs["experiment"]).key
                 typer.echo(f"{key}  {_place(path)}, {run.attrs['seconds']:.0f} s{state}")
         except results.ResultsError as error:
             typer.echo(f"Error: {error}", err=True)
-    for path in sorted(results.cache().glob(f"*{results.SET_ASIDE}*")):
+    for path in sorted(results.cache().glob("*.stopped")):
+        try:
+            run = stopped.load(path)
+            typer.echo(f"{path.stem}  stopped after {run.training['images']:,} images, {run.seconds:.0f} s")
+        except results.ResultsError as error:
+            typer.echo(f"Error: {error}", err=True)
+    for path in sorted(results.cache().glob(f"*{SET_ASIDE}*")):
         typer.echo(f"{path.name}  set aside: damaged, or not what its name says")
 
 
@@ -224,11 +286,13 @@ def _place(path: Path) -> str:
 
 
 def _is_useful(path: Path) -> bool:
-    """Whether a file in the cache is a run that can be used, or the lock of one that is being computed."""
-    if path.suffix == ".lock":
-        return not path.with_suffix("").exists()
+    """Whether a file in the cache is a run that can be used or go on, or the lock of one that is being computed."""
+    if path.name == "id" or path.suffix == ".lock":
+        return path.name == "id" or results.is_reserved(path.stem)
     try:
-        return path.suffix == ".nc" and results.is_current(results.load(path))
+        if path.suffix == ".stopped":
+            return results.is_current(stopped.load(path).made_with)
+        return path.suffix == ".nc" and results.is_current(results.load(path).attrs)
     except results.ResultsError:
         return False
 
@@ -258,18 +322,6 @@ def _assignment(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
-
-
-def _numbers(text: str) -> list[int]:
-    """Seeds from "3", "1-8" or "1,3,5"."""
-    try:
-        ranges = [[int(end) for end in part.split("-")] for part in text.split(",")]
-        numbers = [n for first, *rest in ranges for n in range(first, (rest or [first])[0] + 1)]
-    except ValueError:
-        numbers = []
-    if not numbers:
-        raise ValueError(f"--seeds {text!r}: a number, a range or a list is wanted, such as 3, 1-8 or 1,3,5")
-    return numbers
 
 
 def _is_here(name: str) -> bool:

@@ -5,7 +5,7 @@ import json
 import platform
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from math import ceil
 from typing import Any, Literal, Self
@@ -16,7 +16,7 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from torch import nn
 
-from stiffkit import data, results
+from stiffkit import data, results, stopped
 from stiffkit.data import Dataset, Points, balanced_subset
 from stiffkit.losses import cross_entropy_float32
 from stiffkit.measurement import ARITHMETICS, MEASUREMENT_VERSION, evaluate, measure, measured_points
@@ -119,6 +119,12 @@ class Training(_Part):
         epochs = [k * n for k in range(6, int(self.epochs) + 1)]
         return sorted(k for k in {0, EARLY, round(LATE * end), *quarters, *epochs, end} if k <= end)
 
+    def reached(self, n: int) -> list[int]:
+        """The images seen when the checkpoints are reached: after whole batches; an epoch's last may be smaller."""
+        epochs_and_rest = [divmod(k, n) for k in self.images(n)]
+        batch = self.batch_size
+        return sorted({epochs * n + min(ceil(rest / batch) * batch, n) for epochs, rest in epochs_and_rest})
+
 
 class Measurement(_Part):
     """What is measured at the checkpoints."""
@@ -181,6 +187,11 @@ class Experiment(_Part):
         return f"{self.training.key}.{self.measurement.key}"
 
     @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of both parts, as `of` takes them."""
+        return dict(self.training) | dict(self.measurement)
+
+    @property
     def minutes(self) -> float:
         """An estimate of the time that computing takes in one thread; right within a factor of two."""
         n, image = cost_of_images(self.training.dataset, self.training.model)
@@ -203,15 +214,26 @@ class Experiment(_Part):
             As `compute` says; attribute `source` tells where it came from.
 
         """
-        found = results.find(self)
-        if found is not None:
-            return found
-        with results.reserved(self):
-            found = results.find(self)
-            if found is not None:  # another process had reserved it, and has finished
-                return found
-            results.save(self, compute(self, device=device, progress=progress))
-        return results.find(self).assign_attrs(source="computed now")
+        return run_together([self], device=device, progress=progress)[0]
+
+
+def run_together(experiments: Sequence[Experiment], *, device: str = "cpu", progress: bool = True) -> list[xr.Dataset]:
+    """Run experiments that have their training in common: what has to be computed takes one training.
+
+    A run that was stopped, by a signal or by a machine that died, goes on from its last checkpoint, and gives the
+    numbers that it would have given.
+    """
+    found = {e: results.find(e) for e in experiments}
+    if any(run is None for run in found.values()):
+        key = experiments[0].training.key
+        with results.reserved(key):  # who had to wait finds what the other process has computed
+            missing = [e for e in found if results.find(e) is None]
+            computed = compute(missing, device=device, progress=progress) if missing else []
+            for experiment, run in zip(missing, computed, strict=True):
+                results.save(experiment, run)
+            stopped.forget(key)
+        found = {e: results.find(e).assign_attrs({"source": "computed now"} if e in missing else {}) for e in found}
+    return [found[e] for e in experiments]
 
 
 def run_all(experiments: Iterable[Experiment], **options: Any) -> xr.Dataset:
@@ -219,56 +241,46 @@ def run_all(experiments: Iterable[Experiment], **options: Any) -> xr.Dataset:
     return results.side_by_side([experiment.run(**options) for experiment in experiments])
 
 
-def compute(experiment: Experiment, *, device: str = "cpu", progress: bool = True) -> xr.Dataset:
-    """Train and measure, in one thread.
+def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress: bool = True) -> list[xr.Dataset]:
+    """Train once, in one thread, and measure what each experiment says; the run is kept at every checkpoint.
+
+    Args:
+        experiments: that have their training in common.
+        device: where it is computed.
+        progress: show a bar on a terminal.
 
     Returns:
-        A Dataset along `images` (seen), the checkpoints, with `epochs`, what `measure` gives at each, and the mean
-        `batch_loss` since the checkpoint before; `loss` and `accuracy` (images, split) on a fixed subset of 10,000
-        training images (all, where there are fewer), on the validation half and on the test half of the official test
-        set. NaN where an arithmetic was not measured. A run whose loss stops being finite ends there and has the
-        attribute `diverged` = 1.
+        For each experiment a Dataset along `images` (seen), the checkpoints, with `epochs`, what `measure` gives at
+        each, and the mean `batch_loss` since the checkpoint before; `loss` and `accuracy` (images, split) on a fixed
+        subset of 10,000 training images (all, where there are fewer), on the validation half and on the test half of
+        the official test set. NaN where an arithmetic was not measured. A run whose loss stops being finite ends there
+        and has the attribute `diverged` = 1.
 
     """
-    training, measurement = experiment.training, experiment.measurement
+    training = experiments[0].training
     dataset = data.load(training.dataset, sphere=training.sphere)
-    seed = training.seed if measurement.subset is None else measurement.subset
-    parts = measured_points(dataset, measurement.points, seed)
     watched = {split: _to(points, device) for split, points in _splits(dataset).items()}
-    points = [_to(part, device) for part in parts]
+    points = {e: [_to(part, device) for part in _points(e, dataset)] for e in experiments}
     model = build_model(training.model, dataset, training.seed, initialisation=training.initialisation)
     model = model.to(device, memory_format=torch.channels_last)  # trains convolutions a fifth faster on a CPU
-    n = len(dataset.train[1])
-    due = sorted({_reached(k, n, training.batch_size) for k in training.images(n)})
-    measured, diverged, seconds, start = [], False, 0.0, time.perf_counter()
-    stage = _four(due)
-    with one_thread(), _bar(experiment, due[-1], progress) as bar:
-        for k, checkpoint in enumerate(_checkpoints(model, _to(dataset.train, device), due, training)):
+    due = training.reached(len(dataset.train[1]))
+    run = stopped.find(training.key, [e.identity for e in experiments], _made_with(dataset, device))
+    diverged, mark = False, time.perf_counter()
+    with one_thread(), _bar(training, due[-1], progress) as bar:
+        for checkpoint in _checkpoints(model, _to(dataset.train, device), due, training, run.training):
             bar.update(checkpoint.images - bar.n)
             seen = {split: evaluate(checkpoint.model, part) for split, part in watched.items()}
             if diverged := checkpoint.diverged or not np.isfinite(list(seen.values())).all():
                 break
-            everything = due[k] in {*stage, *due[-LAST:]} or k % measurement.every == 0
             before = time.perf_counter()
-            arithmetics = measurement.arithmetics if everything else ("exact",)
-            found = measure(checkpoint.model, *points, arithmetics, errors=due[k] in stage)
-            seconds += time.perf_counter() - before
-            measured.append(_at(checkpoint, found, seen))
-    total = time.perf_counter() - start
-    together = xr.Dataset(coords={"images": np.empty(0, int), "arithmetic": list(measurement.arithmetics)})
-    if measured:
-        together = xr.concat(measured, "images", join="outer", data_vars="all", coords="minimal", compat="override")
-    return together.reindex(arithmetic=list(measurement.arithmetics)).assign_attrs(
-        classes=json.dumps(dataset.classes),
-        data_checksum=dataset.checksum,
-        diverged=int(diverged),
-        training_version=TRAINING_VERSION,
-        measurement_version=MEASUREMENT_VERSION,
-        device=f"CPU, {platform.machine()}" if device == "cpu" else torch.cuda.get_device_name(),
-        threads=1,
-        seconds=round(total, 1),
-        seconds_measuring=round(seconds, 1),
-    )
+            for e in experiments:
+                run.add(e.identity, _at(checkpoint, _measured(e, checkpoint, points[e], due), seen))
+            now = time.perf_counter()
+            run.seconds, run.seconds_measuring = run.seconds + now - mark, run.seconds_measuring + now - before
+            run.training, mark = checkpoint.state, now
+            stopped.save(training.key, run)
+    run.seconds += time.perf_counter() - mark
+    return [_together(e, dataset, run, diverged) for e in experiments]
 
 
 def stages(images: Iterable[int]) -> list[int]:
@@ -281,10 +293,42 @@ def stages(images: Iterable[int]) -> list[int]:
     return sorted(_four([int(k) for k in images]))
 
 
-def _reached(images: int, n: int, batch: int) -> int:
-    """The images seen after the batch that brings them to at least that number; the last of an epoch may be smaller."""
-    epochs, rest = divmod(images, n)
-    return epochs * n + min(ceil(rest / batch) * batch, n)
+def _points(experiment: Experiment, dataset: Dataset) -> tuple[Points, Points]:
+    training, measurement = experiment.training, experiment.measurement
+    seed = training.seed if measurement.subset is None else measurement.subset
+    return measured_points(dataset, measurement.points, seed)
+
+
+def _made_with(dataset: Dataset, device: str) -> dict[str, Any]:
+    return {
+        "data_checksum": dataset.checksum,
+        "training_version": TRAINING_VERSION,
+        "measurement_version": MEASUREMENT_VERSION,
+        "torch": str(torch.__version__),
+        "device": f"CPU, {platform.machine()}" if device == "cpu" else torch.cuda.get_device_name(),
+    }
+
+
+def _measured(experiment: Experiment, checkpoint: Checkpoint, points: list[Points], due: list[int]) -> xr.Dataset:
+    measurement, stage = experiment.measurement, _four(due)
+    everything = checkpoint.images in {*stage, *due[-LAST:], *due[:: measurement.every]}
+    arithmetics = measurement.arithmetics if everything else ("exact",)
+    return measure(checkpoint.model, *points, arithmetics, errors=checkpoint.images in stage)
+
+
+def _together(experiment: Experiment, dataset: Dataset, run: stopped.Stopped, diverged: bool) -> xr.Dataset:
+    rows, arithmetics = run.rows(experiment.identity), list(experiment.measurement.arithmetics)
+    together = xr.Dataset(coords={"images": np.empty(0, int), "arithmetic": arithmetics})
+    if rows:
+        together = xr.concat(rows, "images", join="outer", data_vars="all", coords="minimal", compat="override")
+    return together.reindex(arithmetic=arithmetics).assign_attrs(
+        run.made_with,
+        classes=json.dumps(dataset.classes),
+        diverged=int(diverged),
+        threads=1,
+        seconds=round(run.seconds, 1),
+        seconds_measuring=round(run.seconds_measuring, 1),
+    )
 
 
 def _four(images: list[int]) -> set[int]:
@@ -293,7 +337,9 @@ def _four(images: list[int]) -> set[int]:
     return {min(images, key=lambda k: abs(k - wanted)) for wanted in (0, EARLY, LATE * images[-1], images[-1])}
 
 
-def _checkpoints(model: nn.Module, points: Points, due: list[int], training: Training) -> Iterable[Checkpoint]:
+def _checkpoints(
+    model: nn.Module, points: Points, due: list[int], training: Training, resume: dict[str, Any] | None
+) -> Iterable[Checkpoint]:
     return train(
         model,
         points,
@@ -304,6 +350,7 @@ def _checkpoints(model: nn.Module, points: Points, due: list[int], training: Tra
         optimizer=training.optimizer,
         learning_rate=training.learning_rate,
         batch_size=training.batch_size,
+        resume=resume,
     )
 
 
@@ -330,11 +377,11 @@ def _at(checkpoint: Checkpoint, found: xr.Dataset, watched: dict[str, tuple[floa
     return found.assign(curves).assign_coords(split=list(watched), images=checkpoint.images)
 
 
-def _bar(experiment: Experiment, images: int, progress: bool) -> Any:
+def _bar(training: Training, images: int, progress: bool) -> Any:
     from tqdm import tqdm
 
     silent = None if progress else True  # None: silent where there is no terminal, as in a notebook's kernel
-    return tqdm(total=images, desc=experiment.training.key, unit=" images", unit_scale=True, disable=silent)
+    return tqdm(total=images, desc=training.key, unit=" images", unit_scale=True, disable=silent)
 
 
 def _explain(error: dict[str, Any]) -> str:

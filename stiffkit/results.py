@@ -1,6 +1,5 @@
 """Results on disk: whole, labelled, with the run that made them; recorded ones first, cached ones second."""
 
-import hashlib
 import io
 import json
 import os
@@ -9,20 +8,21 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from shutil import which
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import xarray as xr
 
 import stiffkit
+from stiffkit import checked_file
+from stiffkit.checked_file import ResultsError, set_aside
 
-SET_ASIDE = ".set-aside"
 CELL = 2.0**-12  # resolution of recorded class matrices: a fiftieth of a cell's standard error, at half the size
 
 
@@ -38,10 +38,6 @@ class Measured(Protocol):
 
     identity: str
     recorded: Path
-
-
-class ResultsError(ValueError):
-    """A file of results is damaged, or does not hold what it should."""
 
 
 def book() -> Path:
@@ -87,30 +83,41 @@ def find(experiment: Described) -> xr.Dataset | None:
     except ResultsError as error:
         warnings.warn(f"{error}; set aside as {set_aside(path).name}", stacklevel=2)
         return None
-    return found.assign_attrs(source="cached") if is_current(found) else None
+    return found.assign_attrs(source="cached") if is_current(found.attrs) else None
 
 
 def find_recorded(experiment: Described) -> xr.Dataset | None:
     """The recorded results of an experiment, or None."""
     for path in recorded():
         try:
-            runs = _runs(_verified(path))
+            runs = _runs(checked_file.read(path))
         except ResultsError as error:
             warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=2)
             continue
-        if experiment.identity in runs and is_current(runs[experiment.identity]):
+        if experiment.identity in runs and is_current(runs[experiment.identity].attrs):
             found = runs[experiment.identity].copy(deep=True)
             return found.assign_attrs(source=f"recorded, {path.name}")
     return None
 
 
-def is_current(run: xr.Dataset) -> bool:
-    """Whether a run was made with the present versions of the training and the measuring code."""
+def is_current(attributes: Mapping[str, Any]) -> bool:
+    """Whether a run of these attributes was made with the present versions of the training and the measuring code."""
     from stiffkit.measurement import MEASUREMENT_VERSION
     from stiffkit.training import TRAINING_VERSION
 
-    versions = run.attrs.get("training_version"), run.attrs.get("measurement_version")
+    versions = attributes.get("training_version"), attributes.get("measurement_version")
     return versions == (TRAINING_VERSION, MEASUREMENT_VERSION)
+
+
+def is_reserved(key: str) -> bool:
+    """Whether a process is at work on a training."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(cache() / f"{key}.lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def save(experiment: Described, run: xr.Dataset) -> Path:
@@ -120,42 +127,30 @@ def save(experiment: Described, run: xr.Dataset) -> Path:
 
 
 @contextmanager
-def reserved(experiment: Described) -> Iterator[None]:
-    """Let one process at a time compute an experiment; others wait, and find its results."""
+def reserved(key: str) -> Iterator[None]:
+    """Let one process at a time do a training, by its key; others wait, and find its results."""
     from filelock import FileLock
 
-    path = cached(experiment)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(path.name + ".lock")):
+    path = cache() / f"{key}.lock"
+    lock = FileLock(path)
+    with checked_file.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
         yield
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a file that cannot be used; nothing that was set aside before is overwritten."""
-    names = (path.with_name(path.name + SET_ASIDE + (f"-{k}" if k else "")) for k in range(10_000))
-    free = next(name for name in names if not name.exists())
-    os.replace(path, free)
-    return free
+    finally:
+        lock.release()
 
 
 def write(path: Path, dataset: xr.Dataset) -> Path:
-    """Write one netCDF file: float32, compressed, its SHA-256 as the last bytes; it is whole or not there."""
+    """Write one netCDF file, float32 and compressed; its SHA-256 follows, beyond the end that netCDF readers see."""
     floats = [name for name, array in dataset.data_vars.items() if array.dtype == "float64"]
     dataset = dataset.assign({name: dataset[name].astype("float32") for name in floats})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     arrays = {
         name: array.shape for name, array in dataset.data_vars.items() if array.size > 1 and array.dtype.kind in "fi"
     }
     compressed = {n: {"zlib": True, "complevel": 9, "shuffle": True, "chunksizes": s} for n, s in arrays.items()}
-    try:
-        dataset.to_netcdf(part, engine="h5netcdf", encoding=compressed)
-        with part.open("ab") as file:  # netCDF readers do not look beyond the end that the file itself gives
-            file.write(_trailer(part.read_bytes()))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return checked_file.write(path, bytes(dataset.to_netcdf(engine="h5netcdf", encoding=compressed)))
 
 
 def load(path: Path) -> xr.Dataset:
@@ -166,33 +161,18 @@ def load(path: Path) -> xr.Dataset:
             on a file with a single wrong bit.
 
     """
-    return _parsed(_verified(path))
+    return parsed(checked_file.read(path))
 
 
-def _verified(path: Path) -> bytes:
-    """The content of a file, without the checksum that it ends with and that it agrees with."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ResultsError(f"{path} cannot be read: {error}") from None
-    size = len(content) - len(_trailer(b""))
-    if size < 0 or content[size:] != _trailer(content[:size]):
-        raise ResultsError(f"{path} is damaged, cut short, or was not written by stiffkit: its checksum does not match")
-    return content[:size]
-
-
-def _parsed(content: bytes) -> xr.Dataset:
+def parsed(content: bytes) -> xr.Dataset:
+    """Return what the bytes of a netCDF file hold."""
     return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
-
-
-def _trailer(content: bytes) -> bytes:
-    return b"\nstiffkit, SHA-256 " + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 @lru_cache(maxsize=64)
 def _runs(content: bytes) -> dict[str, xr.Dataset]:
     """The runs of a recorded file by their experiment; none for a chapter's own measurements."""
-    dataset = _parsed(content)
+    dataset = parsed(content)
     if "run" not in dataset.dims:
         return {}
     runs = {}
@@ -211,20 +191,22 @@ def runs(path: Path) -> list[xr.Dataset]:
     """The runs in a file: those of a recorded one, or the one of a cached one."""
     if path.is_relative_to(cache()):
         return [load(path)]  # one run a file
-    return list(_runs(_verified(path)).values())
+    return list(_runs(checked_file.read(path)).values())
 
 
-def side_by_side(found: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Runs that differ in their seed, along a dimension `seed`; where one has no checkpoint, NaN."""
+def side_by_side(found: Sequence[xr.Dataset], *axes: str) -> xr.Dataset:
+    """Runs along one dimension for each field that they differ in, `seed` if none is named; NaN where there is none."""
     from stiffkit.experiment import Experiment
 
-    seeds = [Experiment.model_validate_json(run.attrs["experiment"]).training.seed for run in found]
+    axes = axes or ("seed",)
+    fields = [Experiment.model_validate_json(run.attrs["experiment"]).fields for run in found]
+    places = {name: ("run", [str(f[name]) if isinstance(f[name], tuple) else f[name] for f in fields]) for name in axes}
     sources = sorted({run.attrs.get("source", "") for run in found})
-    index = xr.DataArray(seeds, dims="seed", name="seed")
     together = xr.concat(
-        found, index, join="outer", combine_attrs="drop_conflicts", coords="minimal", compat="override"
-    )
-    return together.assign_attrs(source="; ".join(sources))
+        found, "run", join="outer", combine_attrs="drop_conflicts", coords="minimal", compat="override"
+    ).assign_coords(places)
+    along = together.swap_dims(run=axes[0]) if len(axes) == 1 else together.set_index(run=list(axes)).unstack("run")
+    return along.assign_attrs(source="; ".join(sources))
 
 
 def pack(name: str, patterns: Sequence[str]) -> Path:
@@ -246,12 +228,12 @@ def pack(name: str, patterns: Sequence[str]) -> Path:
     """
     path = book() / "results" / f"{name}.nc"
     chosen = [p for p in sorted(cache().glob("*.nc")) if any(fnmatch(p.stem, pattern) for pattern in patterns)]
-    fresh = {run.attrs["experiment"]: run for run in map(load, chosen) if is_current(run)}
+    fresh = {run.attrs["experiment"]: run for run in map(load, chosen) if is_current(run.attrs)}
     if not fresh:
         raise ResultsError(f"no run in {cache()} matches {' '.join(patterns)}: stiffkit results list shows the keys")
     if path.exists() and "run" not in load(path).dims:
         raise ResultsError(f"{path} holds a chapter's own measurements, not runs: choose another name")
-    kept = {run.attrs["experiment"]: run for run in (runs(path) if path.exists() else []) if is_current(run)}
+    kept = {run.attrs["experiment"]: run for run in (runs(path) if path.exists() else []) if is_current(run.attrs)}
     together = [run for _, run in sorted((kept | fresh).items(), key=_order)]
     return write(path, _packed(together))
 

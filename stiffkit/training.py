@@ -1,10 +1,11 @@
 """Training as a generator that stops at checkpoints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,11 @@ class Checkpoint:
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
+    @property
+    def state(self) -> dict[str, Any]:
+        """What `train` goes on from with `resume`: a dict of tensors and numbers, as `torch.save` takes it."""
+        return {"images": self.images, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
 
 def train(
     model: nn.Module,
@@ -52,6 +58,7 @@ def train(
     optimizer: str = "adam",
     learning_rate: float = 1e-3,
     batch_size: int = 32,
+    resume: Mapping[str, Any] | None = None,
 ) -> Iterator[Checkpoint]:
     """Train at a constant learning rate, stopping at every checkpoint; training ends with the last one.
 
@@ -67,6 +74,8 @@ def train(
         optimizer: "adam" (betas 0.9 and 0.999, epsilon 1e-8, fused) or "sgd" (no momentum).
         learning_rate: constant.
         batch_size: points in a step, 32 in the paper; the last batch of an epoch may be smaller.
+        resume: the `state` of a checkpoint of the same training: it goes on from there, with the numbers that it would
+            have had without the stop; only the checkpoints after it are yielded.
 
     Returns:
         An iterator of one `Checkpoint` for each entry of `checkpoints`. If the loss stops being finite, which is
@@ -80,7 +89,12 @@ def train(
         raise ValueError(f"optimizer {optimizer!r} is unknown; known are {', '.join(OPTIMIZERS)}")
     due = _due(checkpoints, unit, len(points[1]))
     steps = OPTIMIZERS[optimizer](model.parameters(), lr=learning_rate, fused=True)
-    return _in_one_thread(_train(model, points, due, seed, loss, steps, batch_size))
+    begin = 0
+    if resume is not None:
+        model.load_state_dict(resume["model"])
+        steps.load_state_dict(resume["optimizer"])
+        begin = resume["images"]
+    return _in_one_thread(_train(model, points, due, seed, loss, steps, batch_size, begin))
 
 
 def _train(
@@ -91,13 +105,14 @@ def _train(
     loss: Loss,
     optimizer: torch.optim.Optimizer,
     batch_size: int,
+    begin: int,
 ) -> Iterator[Checkpoint]:
     inputs, targets = points
     n = len(targets)
-    images, seen, total = 0, 0, torch.zeros((), device=targets.device)
-    if due[0] == 0:
+    images, seen, total = begin, 0, torch.zeros((), device=targets.device)
+    if begin == 0 == due[0]:
         yield Checkpoint(0, 0.0, float("nan"), False, model, optimizer)
-    for batch in _batches(n, batch_size, seed):
+    for batch in _batches(n, batch_size, seed, begin):
         if images >= due[-1]:
             return
         losses = loss(model(inputs[batch]), targets[batch])
@@ -120,11 +135,16 @@ def _is_finite(total: Tensor, model: nn.Module) -> bool:
     return bool(total.isfinite()) and all(bool(p.isfinite().all()) for p in model.parameters())
 
 
-def _batches(n: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches of indices, shuffled anew each epoch."""
+def _batches(n: int, size: int, seed: int, begin: int) -> Iterator[Tensor]:
+    """Endless batches of indices, shuffled anew each epoch, from the one on that follows the images to begin with."""
     generator = torch.Generator().manual_seed(seed)
+    epochs, rest = divmod(begin, n)
+    for _ in range(epochs):  # brings the generator to where it was
+        torch.randperm(n, generator=generator)
+    done = ceil(rest / size)
     while True:
-        yield from torch.randperm(n, generator=generator).split(size)
+        yield from torch.randperm(n, generator=generator).split(size)[done:]
+        done = 0
 
 
 def _due(checkpoints: Sequence[float], unit: str, n: int) -> list[int]:

@@ -52,9 +52,9 @@ def outside(run, band):
 
 
 def test_a_run_trained_now_stays_in_the_band(band):
-    assert not outside(compute(Experiment.of(**FIELDS, seed=21), progress=False), band)
+    assert not outside(compute([Experiment.of(**FIELDS, seed=21)], progress=False)[0], band)
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 2e-3}, {"initialisation": "torch"}, {"batch_size": 64}])
 def test_a_run_trained_otherwise_leaves_it(band, change):
-    assert outside(compute(Experiment.of(**FIELDS, **change, seed=21), progress=False), band)
+    assert outside(compute([Experiment.of(**FIELDS, **change, seed=21)], progress=False)[0], band)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,11 @@ SMALL = {"dataset": "digits", "model": "fc", "epochs": 1, "points": 20, "checkpo
 
 def small(seed=1, **fields):
     return Experiment.of(**(SMALL | fields), seed=seed)
+
+
+def computed(experiment, *, progress=False):
+    (run,) = compute([experiment], progress=progress)
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +256,7 @@ def test_minutes_of_a_run_with_few_checkpoints():
 @pytest.fixture(scope="module")
 def run():
     """One small run, computed."""
-    return compute(small(), progress=False)
+    return computed(small())
 
 
 def same_numbers(one, other):
@@ -304,7 +310,7 @@ def test_computed_again_it_is_the_same_bit_for_bit_whatever_the_threads(run):
     torch.set_num_threads(2)
     torch.manual_seed(5)
     try:
-        same_numbers(compute(small(), progress=True), run)
+        same_numbers(computed(small(), progress=True), run)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -322,12 +328,12 @@ def test_computed_again_it_is_the_same_bit_for_bit_whatever_the_threads(run):
     ],
 )
 def test_every_field_of_the_training_has_an_effect(run, fields):
-    found = compute(small(**({"checkpoints": (32,), "arithmetics": ("exact",)} | fields)), progress=False)
+    found = computed(small(**({"checkpoints": (32,), "arithmetics": ("exact",)} | fields)))
     assert abs(found.loss.values[0] - run.loss.values[1]).max() > 1e-5
 
 
 def test_a_subset_of_its_own_changes_the_points_and_not_the_training(run):
-    found = compute(small(subset=2, checkpoints=(0, 32), arithmetics=("exact",)), progress=False)
+    found = computed(small(subset=2, checkpoints=(0, 32), arithmetics=("exact",)))
     same_numbers(found[["loss", "accuracy", "epochs"]], run[["loss", "accuracy", "epochs"]].isel(images=slice(2)))
     digits = load("digits")
     points = measured_points(digits, 20, seed=2)
@@ -337,7 +343,7 @@ def test_a_subset_of_its_own_changes_the_points_and_not_the_training(run):
 
 
 def test_fewer_arithmetics_leave_the_rest_as_it_is(run):
-    found = compute(small(arithmetics=("exact", "keras2019"), checkpoints=(0, 32)), progress=False)
+    found = computed(small(arithmetics=("exact", "keras2019"), checkpoints=(0, 32)))
     assert found.arithmetic.values.tolist() == ["exact", "keras2019"]
     same = [name for name, array in found.data_vars.items() if "arithmetic" in array.dims]
     same_numbers(found[same], run[same].sel(arithmetic=["exact", "keras2019"]).isel(images=slice(2)))
@@ -347,7 +353,7 @@ def test_fewer_arithmetics_leave_the_rest_as_it_is(run):
 def long_run():
     """Sixteen checkpoints, the second arithmetic at every third, the stages and the last ten; 1,600 among them."""
     checkpoints = (0, 32, 64, 96, 128, 1_600, *(1_600 + 32 * k for k in range(1, 11)))
-    return compute(small(checkpoints=checkpoints, arithmetics=("exact", "keras2019"), every=4), progress=False)
+    return computed(small(checkpoints=checkpoints, arithmetics=("exact", "keras2019"), every=4))
 
 
 @pytest.mark.slow
@@ -383,25 +389,25 @@ def test_a_diverged_run_ends_and_says_so():
 
 
 def test_a_run_that_diverges_in_the_step_before_a_checkpoint():
-    found = compute(small(**DIVERGING, checkpoints=(0, 32, 96)), progress=False)
+    found = computed(small(**DIVERGING, checkpoints=(0, 32, 96)))
     assert found.attrs["diverged"] == 1
 
 
 def test_a_run_that_diverges_before_its_first_checkpoint():
-    found = compute(small(**DIVERGING, checkpoints=(96, 192)), progress=False)
+    found = computed(small(**DIVERGING, checkpoints=(96, 192)))
     assert found.attrs["diverged"] == 1
 
 
 def test_no_checkpoint_is_there_twice():
     due = Training(dataset="digits", model="fc", epochs=3, seed=1).images(1_201)
-    found = compute(small(epochs=3, checkpoints=tuple(k for k in due if 1_400 < k < 1_600)), progress=False)
+    found = computed(small(epochs=3, checkpoints=tuple(k for k in due if 1_400 < k < 1_600)))
     assert found.indexes["images"].is_unique
 
 
 @pytest.mark.slow
 def test_a_stage_that_shares_its_batch_is_measured_as_a_stage():
     """Of 1,502 and 1,513 images, both after the batch that brings 1,521, the second is 42 % of the run."""
-    found = compute(small(checkpoints=(0, 1_502, 1_513, 3_603), arithmetics=("exact",)), progress=False)
+    found = computed(small(checkpoints=(0, 1_502, 1_513, 3_603), arithmetics=("exact",)))
     there = found.within_error.notnull().all(["part", "measure"]).values
     assert found.images.values[there].tolist() == stages(found.images.values)
 
@@ -415,9 +421,9 @@ class Counting:
     def __init__(self, run):
         self.run, self.seeds = run, []
 
-    def __call__(self, experiment, **_):
-        self.seeds.append(experiment.training.seed)
-        return self.run.assign(epochs=self.run.epochs + experiment.training.seed)
+    def __call__(self, experiments, **_):
+        self.seeds += [e.training.seed for e in experiments]
+        return [self.run.assign(epochs=self.run.epochs + e.training.seed) for e in experiments]
 
 
 @pytest.fixture
@@ -469,10 +475,10 @@ def test_runs_side_by_side(counting):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_leaves_nothing_and_finished_runs_stay(counting, folder, monkeypatch, error):
-    def interrupted(experiment, **_):
-        if experiment.training.seed == 2:
+    def interrupted(experiments, **_):
+        if experiments[0].training.seed == 2:
             raise error("stop")
-        return counting(experiment)
+        return counting(experiments)
 
     monkeypatch.setattr("stiffkit.experiment.compute", interrupted)
     with pytest.raises(error):
@@ -501,12 +507,13 @@ def test_an_interrupt_within_training_gives_threads_back_and_leaves_nothing(fold
 
 
 def test_an_interrupt_while_writing_leaves_nothing(counting, folder, monkeypatch):
-    def half_written(self, path, **_):
-        path.write_bytes(b"half of a file")
+    def half_written(path, _):
+        write_bytes(path, b"half of a file")
         raise KeyboardInterrupt
 
+    write_bytes = Path.write_bytes
     with monkeypatch.context() as patch:
-        patch.setattr("xarray.Dataset.to_netcdf", half_written)
+        patch.setattr(Path, "write_bytes", half_written)
         with pytest.raises(KeyboardInterrupt):
             small().run()
     assert files(folder) == []
@@ -516,10 +523,10 @@ def test_an_interrupt_while_writing_leaves_nothing(counting, folder, monkeypatch
 def test_threads_that_ask_for_the_same_run_compute_it_once(counting):
     inside, release = threading.Event(), threading.Event()
 
-    def slow(experiment, **_):
+    def slow(experiments, **_):
         inside.set()
         assert release.wait(20)
-        return counting(experiment)
+        return counting(experiments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stiffkit.experiment.compute", slow)
@@ -529,7 +536,7 @@ def test_threads_that_ask_for_the_same_run_compute_it_once(counting):
         assert inside.wait(20)
         for thread in threads[1:]:
             thread.start()
-        other = threading.Thread(target=lambda: found.update(other=counting(small(2))))
+        other = threading.Thread(target=lambda: found.update(other=counting([small(2)])))
         other.start()
         other.join(20)
         assert set(found) == {"other"}
@@ -542,9 +549,9 @@ def test_threads_that_ask_for_the_same_run_compute_it_once(counting):
 
 
 def test_who_waited_is_told_that_it_was_cached(counting, monkeypatch):
-    def reserved_by_another(experiment):
-        results.save(experiment, counting.run)
-        return reserved(experiment)
+    def reserved_by_another(key):
+        results.save(small(), counting.run)
+        return reserved(key)
 
     reserved = results.reserved
     monkeypatch.setattr("stiffkit.results.reserved", reserved_by_another)
@@ -560,11 +567,11 @@ def test_processes_that_ask_for_the_same_run_compute_it_once(tmp_path):
         import xarray as xr
         import stiffkit.experiment as e
 
-        def compute(experiment, **options):
+        def compute(experiments, **options):
             (pathlib.Path(sys.argv[1]) / f"computed by {sys.argv[2]}").touch()
             time.sleep(2)
             versions = {"training_version": e.TRAINING_VERSION, "measurement_version": e.MEASUREMENT_VERSION}
-            return xr.Dataset({"within": ("images", [float(sys.argv[2])])}, attrs=versions)
+            return [xr.Dataset({"within": ("images", [float(sys.argv[2])])}, attrs=versions)] * len(experiments)
 
         e.compute = compute
         print("ready", flush=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+from pathlib import Path
 from typing import ClassVar
 
 import h5py
@@ -14,7 +15,7 @@ import xarray as xr
 from pydantic import Field
 
 import stiffkit
-from stiffkit import results
+from stiffkit import checked_file, results
 from stiffkit.chapters import Chapter
 from stiffkit.experiment import Experiment, stages
 from stiffkit.measurement import MEASUREMENT_VERSION
@@ -123,8 +124,8 @@ def test_recording_again_replaces_the_file(folder):
     assert [path.name for path in folder.iterdir()] == ["07_small.nc"]
 
 
-def half_written(results, path, **options):
-    path.write_bytes(b"half of a file")
+def half_written(path, content, write_bytes=Path.write_bytes):
+    write_bytes(path, b"half of a file")
     raise OSError("no space left on device")
 
 
@@ -134,7 +135,7 @@ def fails(*_, **__):
 
 @pytest.mark.parametrize(
     ("place", "broken"),
-    [("xarray.Dataset.to_netcdf", half_written), ("stiffkit.results.os.replace", fails)],
+    [("pathlib.Path.write_bytes", half_written), ("stiffkit.checked_file.os.replace", fails)],
     ids=["while writing", "while renaming"],
 )
 def test_a_write_that_fails_leaves_the_old_file_whole(folder, monkeypatch, place, broken):
@@ -147,7 +148,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(folder, monkeypatch, place
 
 
 def test_a_first_write_that_fails_leaves_nothing(folder, monkeypatch):
-    monkeypatch.setattr("xarray.Dataset.to_netcdf", half_written)
+    monkeypatch.setattr("pathlib.Path.write_bytes", half_written)
     with pytest.raises(OSError, match="no space left"):
         record(Small(), measured)
     assert not list(folder.iterdir())
@@ -367,7 +368,7 @@ def test_a_damaged_file_in_the_cache_is_named_and_set_aside(damage):
 def test_a_damaged_file_is_computed_again(damage, monkeypatch):
     experiment, path = in_cache(run=a_run(5))
     damage(path)
-    monkeypatch.setattr("stiffkit.experiment.compute", lambda experiment, **_: a_run(6))
+    monkeypatch.setattr("stiffkit.experiment.compute", lambda experiments, **_: [a_run(6)])
     with pytest.warns(UserWarning, match="set aside"):
         found = experiment.run()
     assert found.attrs["source"] == "computed now"
@@ -560,7 +561,7 @@ def test_packing_keeps_what_the_file_has():
     results.pack("02_small", ["digits-*"])
     after = results.load(path)
     xr.testing.assert_identical(after.isel(run=slice(2)), before)
-    assert_same(results._runs(results._verified(path))[an_experiment(3).identity], rounded_at_stages(a_run(3)))
+    assert_same(results._runs(checked_file.read(path))[an_experiment(3).identity], rounded_at_stages(a_run(3)))
 
 
 def test_packing_prefers_the_cache():

@@ -1,0 +1,86 @@
+"""Runs that were stopped: what they need to go on from their last checkpoint."""
+
+import io
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+
+from stiffkit import checked_file, results
+
+
+@dataclass
+class Stopped:
+    """A run at its last checkpoint.
+
+    Attributes:
+        made_with: what has to be the same for the run to go on: versions, data, device.
+        measured: for each experiment, by its `identity`, what was measured at each checkpoint so far, as plain dicts.
+        training: the `state` of the checkpoint: images seen, weights, optimiser. The place in the order of the images
+            follows from the seed and the images seen.
+        seconds: that the run took so far.
+        seconds_measuring: of them, for measuring.
+
+    """
+
+    made_with: dict[str, Any]
+    measured: dict[str, list[dict]]
+    training: dict[str, Any] | None = None
+    seconds: float = 0.0
+    seconds_measuring: float = 0.0
+
+    def add(self, identity: str, found: xr.Dataset) -> None:
+        """Add what an experiment measured at a checkpoint; its numbers stay float64."""
+        self.measured[identity].append(found.to_dict(data="list"))
+
+    def rows(self, identity: str) -> list[xr.Dataset]:
+        """What an experiment measured at each checkpoint."""
+        return [xr.Dataset.from_dict(row) for row in self.measured[identity]]
+
+
+def path(key: str) -> Path:
+    """Where the run of a training is kept until it is finished, by the training's key."""
+    return results.cache() / f"{key}.stopped"
+
+
+def save(key: str, run: Stopped) -> None:
+    """Replace what was kept of a run."""
+    content = io.BytesIO()
+    torch.save({name: getattr(run, name) for name in Stopped.__dataclass_fields__}, content)
+    checked_file.write(path(key), content.getvalue())
+
+
+def load(place: Path) -> Stopped:
+    """Read what was kept of a run; nothing in it is executed.
+
+    Raises:
+        ResultsError: the file is damaged.
+
+    """
+    content = io.BytesIO(checked_file.read(place))
+    return Stopped(**torch.load(content, weights_only=True, map_location="cpu"))
+
+
+def find(key: str, identities: Iterable[str], made_with: dict[str, Any]) -> Stopped:
+    """The run of these experiments where it stopped, or a new one; a damaged file is named and set aside."""
+    new = Stopped(made_with, {identity: [] for identity in identities})
+    if not path(key).exists():
+        return new
+    try:
+        run = load(path(key))
+    except checked_file.ResultsError as error:
+        warnings.warn(f"{error}; set aside as {checked_file.set_aside(path(key)).name}", stacklevel=2)
+        return new
+    if run.made_with != made_with or not new.measured.keys() <= run.measured.keys():
+        return new
+    run.measured = {identity: run.measured[identity] for identity in new.measured}
+    return run
+
+
+def forget(key: str) -> None:
+    """Remove what was kept of a run that is finished."""
+    path(key).unlink(missing_ok=True)
