@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -58,11 +59,14 @@ def load(place: Path) -> Stopped:
     """Read what was kept of a run; nothing in it is executed.
 
     Raises:
-        ResultsError: the file is damaged.
+        ResultsError: the file is damaged, or holds something else.
 
     """
     content = io.BytesIO(checked_file.read(place))
-    return Stopped(**torch.load(content, weights_only=True, map_location="cpu"))
+    try:
+        return Stopped(**torch.load(content, weights_only=True, map_location="cpu"))
+    except (UnpicklingError, TypeError, RuntimeError) as error:
+        raise checked_file.ResultsError(f"{place} does not hold a run that was stopped: {error}") from None
 
 
 def find(key: str, identities: Iterable[str], made_with: dict[str, Any]) -> Stopped:

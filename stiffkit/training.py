@@ -94,6 +94,7 @@ def train(
         model.load_state_dict(resume["model"])
         steps.load_state_dict(resume["optimizer"])
         begin = resume["images"]
+        due = [k for k in due if k > begin]
     return _in_one_thread(_train(model, points, due, seed, loss, steps, batch_size, begin))
 
 
@@ -110,10 +111,10 @@ def _train(
     inputs, targets = points
     n = len(targets)
     images, seen, total = begin, 0, torch.zeros((), device=targets.device)
-    if begin == 0 == due[0]:
+    if due[:1] == [0]:
         yield Checkpoint(0, 0.0, float("nan"), False, model, optimizer)
     for batch in _batches(n, batch_size, seed, begin):
-        if images >= due[-1]:
+        if not due or images >= due[-1]:
             return
         losses = loss(model(inputs[batch]), targets[batch])
         optimizer.zero_grad()
