@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
@@ -150,7 +150,18 @@ def write(path: Path, dataset: xr.Dataset) -> Path:
         name: array.shape for name, array in dataset.data_vars.items() if array.size > 1 and array.dtype.kind in "fi"
     }
     compressed = {n: {"zlib": True, "complevel": 9, "shuffle": True, "chunksizes": s} for n, s in arrays.items()}
-    return checked_file.write(path, bytes(dataset.to_netcdf(engine="h5netcdf", encoding=compressed)))
+    with _locks_of_this_process():
+        content = bytes(dataset.to_netcdf(engine="h5netcdf", encoding=compressed))
+    return checked_file.write(path, content)
+
+
+def _locks_of_this_process() -> AbstractContextManager:
+    """In a Dask worker xarray asks the scheduler for a lock, which it cannot give for a file in memory."""
+    if "distributed" not in sys.modules:
+        return nullcontext()
+    import dask
+
+    return dask.config.set(scheduler="synchronous")
 
 
 def load(path: Path) -> xr.Dataset:
