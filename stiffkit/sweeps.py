@@ -67,6 +67,8 @@ class Sweep:
         """
         import yaml
 
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
             if not isinstance(content, dict) or set(content) != {"experiment", "axes"}:

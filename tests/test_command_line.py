@@ -122,6 +122,33 @@ def test_runs_are_computed_once_listed_shown_and_verified(run, tiny, folders):
     assert (verified.exit_code, verified.stdout.count("whole, 1 run(s)")) == (0, 2)
 
 
+SWEEP = """
+experiment: {dataset: digits, model: fc, epochs: 0.1, points: 20, arithmetics: [exact]}
+axes: {learning_rate: [1e-3, 1e-2], seed: 1-2}
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_resumes_and_tells_what_is_done_failed_and_missing(run, tiny, folders):
+    (folders / "a.yml").write_text(SWEEP, encoding="utf-8")
+    before = run("sweep", str(folders / "a.yml"), "--dry-run")
+    assert before.exit_code == 0
+    assert before.stdout.endswith("2 done, 0 failed, 2 missing\n")
+    after = run("sweep", str(folders / "a.yml"), "--processes", "1")
+    assert "2 to compute" in after.stderr
+    assert (after.exit_code, after.stdout.splitlines()[-1]) == (0, "4 done, 0 failed, 0 missing")
+    again = run("sweep", str(folders / "a.yml"))
+    assert (again.exit_code, again.stdout, again.stderr) == (0, after.stdout, "")
+
+
+def test_a_sweep_that_cannot_be_is_one_message(run, folders):
+    assert "there is no file" in run("sweep", str(folders / "none.yml")).stderr
+    (folders / "a.yml").write_text(SWEEP.replace("digits", "digitz"), encoding="utf-8")
+    wrong = run("sweep", str(folders / "a.yml"))
+    assert wrong.exit_code == 1
+    assert "a.yml: 'dataset' = 'digitz': allowed are" in wrong.stderr
+
+
 def test_packed_runs_are_recorded_and_found_first(run, tiny, folders):
     packed = run("results", "pack", "99_tiny", "digits-fc-0.1ep-*")
     assert packed.exit_code == 0
