@@ -2,16 +2,19 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help book test chapters clean distclean
+.PHONY: help book test test-all chapters clean distclean
 
 help:  ## these lines
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 book:  ## install into .venv, run every chapter quickly on this machine, build the site into _build/html
 	@$(PYTHON) ci/book.py $(ARGS)
 
 test:  ## install into .venv, then lint, tests, and the notebooks against their outputs (ARGS="-k name")
 	@$(PYTHON) ci/test.py $(ARGS)
+
+test-all:  ## make test, and what takes long: processes killed at many moments
+	@$(PYTHON) ci/test.py --all
 
 chapters:  ## write the notebooks from book/text/ with their outputs (ARGS=01 for one of them)
 	@$(PYTHON) ci/chapters.py $(ARGS)

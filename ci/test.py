@@ -1,6 +1,7 @@
 """Runs every check: ruff, the tests, and the committed notebooks once more against their stored outputs (nbval).
 
-python ci/test.py                       everything
+python ci/test.py                       everything but what is marked long
+python ci/test.py --all                 everything
 python ci/test.py tests/test_data.py    ruff, and pytest with these arguments
 """
 
@@ -14,10 +15,17 @@ PARALLEL = ("-n", "auto", "--dist", "loadfile")  # on two cores a third faster; 
 
 def main(arguments) -> int:
     notebooks = sorted(str(path.relative_to(setup.ROOT)) for path in setup.ROOT.glob("book/*.ipynb"))
+    chosen = [] if arguments == ["--all"] else ["-m", "not long"]
+    arguments = [] if arguments == ["--all"] else arguments
     steps = {
         "ruff check": ["ruff", "check", "--quiet", "."],
         "ruff format": ["ruff", "format", "--check", "--quiet", "."],
-        "pytest": ["pytest", "--nbval", "--nbval-current-env", *(arguments or [*PARALLEL, "tests", *notebooks])],
+        "pytest": [
+            "pytest",
+            "--nbval",
+            "--nbval-current-env",
+            *(arguments or [*chosen, *PARALLEL, "tests", *notebooks]),
+        ],
     }
     with setup.empty_cache() as env:
         failed = [name for name, line in steps.items() if run(line, env) != 0]
