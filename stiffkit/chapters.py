@@ -14,6 +14,7 @@ from stiffkit import results
 from stiffkit.experiment import Experiment, check_model, check_points, cost_of_images, known_name
 from stiffkit.measurement import ARITHMETICS
 from stiffkit.results import book
+from stiffkit.sweeps import Sweep
 
 
 class ParameterError(ValueError):
@@ -136,6 +137,15 @@ class Chapter(BaseModel):
             )
 
 
+    def prepare(self, *, progress: bool = True) -> None:
+        """Compute, with a bar on a terminal, the runs that the notebook would compute without one."""
+
+
+def chapters() -> list[type[Chapter]]:
+    """All chapters, in their order."""
+    return sorted((c for c in Chapter.__subclasses__() if c.__module__ == __name__), key=lambda c: c.number)
+
+
 class Definition(Chapter):
     """Parameters of chapter 1."""
 
@@ -218,6 +228,11 @@ class ClassMatrices(Chapter):
     def minutes(self) -> float:
         """The estimate for the runs that are neither recorded nor cached."""
         return sum(e.minutes for e in self.experiments if results.find(e) is None)
+
+
+    def prepare(self, *, progress: bool = True) -> None:
+        """Compute the runs on all cores; one that fails does so again in the notebook, and is explained there."""
+        Sweep({"seed": []}, tuple(self.experiments)).run(progress=progress)
 
 
 def _check_sizes(dataset: str, model: str, points: int) -> None:

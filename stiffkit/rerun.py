@@ -132,10 +132,40 @@ def _execute(chapter: type[Chapter], values: dict[str, Any], target: Path, progr
 
 
 def page(notebook: Path) -> str:
-    """An executed notebook as one HTML page: text, figures with captions, what cells printed; code is left out."""
-    import docutils.core
-    import nbformat
+    """An executed notebook as one HTML page that needs no network: text, figures, what cells printed."""
+    from docutils.core import publish_string
+    from docutils.parsers.rst import roles
     from myst_nb.docutils_ import Parser
 
-    content = nbformat.read(notebook, 4)
-    ...
+    for name in ("cite:p", "cite:t", "doc", "ref", "numref", "eq"):  # what only the whole book resolves is shown as text
+        roles.register_local_role(name, _as_text)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {
+            "math_output": "MathML",
+            "myst_enable_extensions": ["amsmath", "colon_fence", "deflist", "dollarmath", "substitution"],
+            "nb_execution_mode": "off",
+            "nb_output_folder": folder,
+            "output_encoding": "unicode",
+            "report_level": 4,
+        }
+        html = publish_string(
+            notebook.read_text(encoding="utf-8"),
+            source_path=str(notebook),
+            parser=Parser(),
+            writer_name="html5",
+            settings_overrides=settings,
+        )
+        return re.sub(r'src="([^":]+)"', lambda match: f'src="{_embedded(Path(folder), match[1])}"', html)
+
+
+def _as_text(name: str, raw: str, text: str, *_: Any) -> tuple[list, list]:
+    from docutils import nodes
+
+    return [nodes.inline(raw, text)], []
+
+
+def _embedded(folder: Path, name: str) -> str:
+    """A picture as a data URI."""
+    path = folder / Path(name).name
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
