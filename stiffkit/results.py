@@ -17,6 +17,7 @@ from pathlib import Path
 from shutil import which
 from typing import Protocol
 
+import h5py
 import torch
 import xarray as xr
 
@@ -94,12 +95,11 @@ def find_recorded(experiment: Described) -> xr.Dataset | None:
     """The recorded results of an experiment, or None."""
     for path in recorded():
         try:
-            runs = _runs(_verified(path))
+            content = _verified(path)
         except ResultsError as error:
             warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=2)
             continue
-        if experiment.identity in runs and is_current(runs[experiment.identity]):
-            found = runs[experiment.identity].copy(deep=True)
+        if experiment.identity in _identities(content) and is_current(found := _run(content, experiment.identity)):
             return found.assign_attrs(source=f"recorded, {path.name}")
     return None
 
@@ -166,7 +166,7 @@ def load(path: Path) -> xr.Dataset:
             on a file with a single wrong bit.
 
     """
-    return _parsed(_verified(path))
+    return xr.load_dataset(io.BytesIO(_verified(path)), engine="h5netcdf")
 
 
 def _verified(path: Path) -> bytes:
@@ -181,37 +181,40 @@ def _verified(path: Path) -> bytes:
     return content[:size]
 
 
-def _parsed(content: bytes) -> xr.Dataset:
-    return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
-
-
 def _trailer(content: bytes) -> bytes:
     return b"\nstiffkit, SHA-256 " + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 @lru_cache(maxsize=64)
-def _runs(content: bytes) -> dict[str, xr.Dataset]:
-    """The runs of a recorded file by their experiment; none for a chapter's own measurements."""
-    dataset = _parsed(content)
-    if "run" not in dataset.dims:
-        return {}
-    runs = {}
-    for k, identity in enumerate(dataset.experiment.values):
-        run = dataset.isel(run=k)
-        attributes = json.loads(str(run.provenance.item()))
-        measurement = json.loads(str(identity)).get("measurement", {})
-        measured = measurement.get("arithmetics", list(run.arithmetic.values))
-        present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
-        present = present.sel(arithmetic=present.arithmetic.isin(measured))
-        runs[str(identity)] = present.assign_attrs(attributes, experiment=str(identity))
-    return runs
+def _identities(content: bytes) -> tuple[str, ...]:
+    """The experiments in a recorded file, read without the rest; none in a chapter's own measurements."""
+    with h5py.File(io.BytesIO(content)) as file:
+        return tuple(e.decode() for e in file["experiment"][()]) if "experiment" in file else ()
+
+
+@lru_cache(maxsize=64)
+def _parsed(content: bytes) -> xr.Dataset:
+    """The whole of a recorded file; `_run` copies from it."""
+    return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
+
+
+def _run(content: bytes, identity: str) -> xr.Dataset:
+    """One run of a recorded file."""
+    run = _parsed(content).isel(run=_identities(content).index(identity))
+    measurement = json.loads(identity).get("measurement", {})
+    measured = measurement.get("arithmetics", list(run.arithmetic.values))
+    attributes = json.loads(str(run.provenance.item()))
+    present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
+    present = present.sel(arithmetic=present.arithmetic.isin(measured))
+    return present.copy(deep=True).assign_attrs(attributes, experiment=identity)
 
 
 def runs(path: Path) -> list[xr.Dataset]:
     """The runs in a file: those of a recorded one, or the one of a cached one."""
     if path.is_relative_to(cache()):
         return [load(path)]  # one run a file
-    return list(_runs(_verified(path)).values())
+    content = _verified(path)
+    return [_run(content, identity) for identity in _identities(content)]
 
 
 def side_by_side(found: Sequence[xr.Dataset]) -> xr.Dataset:
@@ -231,7 +234,7 @@ def pack(name: str, patterns: Sequence[str]) -> Path:
     """Turn runs into the one file that is recorded: book/results/NAME.nc.
 
     Args:
-        name: of the file, such as "02_mnist".
+        name: of the file, such as "02_class_matrices".
         patterns: of keys, such as `mnist-fc-30ep-*`. The runs that match are taken from the cache; runs that the file
             has already stay in it, unless the cache has them too.
 
