@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stiffkit import results
-from stiffkit.experiment import Experiment, check_model, check_points, cost_of_images, known_name
+from stiffkit.experiment import OWN_POINTS, Experiment, check_model, check_points, cost_of_images, known_name
 from stiffkit.measurement import ARITHMETICS
 from stiffkit.results import book
 
@@ -161,7 +161,7 @@ class Definition(Chapter):
     @property
     def number_of_points(self) -> int:
         """Points in the class matrices: 500 for the full data sets as in the paper, 200 for the embedded digits."""
-        return self.points or (200 if self.dataset == "digits" else 500)
+        return self.points or OWN_POINTS.get(self.dataset, 500)
 
     @property
     def minutes(self) -> float:
@@ -204,8 +204,8 @@ class ClassMatrices(Chapter):
     @property
     def experiments(self) -> list[Experiment]:
         """One a seed; what the parameters leave open is the data set's own."""
-        own = {"model": "fc", "epochs": 30.0, "points": 500, "seeds": 8}
-        own |= {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "points": 200, "seeds": 2}}.get(
+        own = {"model": "fc", "epochs": 30.0, "points": OWN_POINTS.get(self.dataset, 500), "seeds": 8}
+        own |= {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "seeds": 2}}.get(
             self.dataset, {}
         )
         chosen = {name: getattr(self, name) or value for name, value in own.items()}
