@@ -250,7 +250,7 @@ def clean_results(
 
 @results_app.command("pack")
 def pack_results(
-    name: Annotated[str, typer.Argument(help="Of the recorded file, such as 02_mnist.")],
+    name: Annotated[str, typer.Argument(help="Of the recorded file, such as 02_class_matrices.")],
     patterns: Annotated[list[str], typer.Argument(metavar="KEY", help='Keys or patterns, such as "mnist-fc-30ep-*".')],
 ) -> None:
     """Turn cached runs into one recorded file, book/results/NAME.nc; runs that it has already stay in it."""

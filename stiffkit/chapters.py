@@ -11,10 +11,9 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stiffkit import results
-from stiffkit.experiment import Experiment, check_model, check_points, cost_of_images, known_name
+from stiffkit.experiment import OWN_POINTS, Experiment, check_model, check_points, cost_of_images, known_name
 from stiffkit.measurement import ARITHMETICS
 from stiffkit.results import book
-from stiffkit.sweeps import Sweep
 
 
 class ParameterError(ValueError):
@@ -137,15 +136,6 @@ class Chapter(BaseModel):
             )
 
 
-    def prepare(self, *, progress: bool = True) -> None:
-        """Compute, with a bar on a terminal, the runs that the notebook would compute without one."""
-
-
-def chapters() -> list[type[Chapter]]:
-    """All chapters, in their order."""
-    return sorted((c for c in Chapter.__subclasses__() if c.__module__ == __name__), key=lambda c: c.number)
-
-
 class Definition(Chapter):
     """Parameters of chapter 1."""
 
@@ -171,7 +161,7 @@ class Definition(Chapter):
     @property
     def number_of_points(self) -> int:
         """Points in the class matrices: 500 for the full data sets as in the paper, 200 for the embedded digits."""
-        return self.points or (200 if self.dataset == "digits" else 500)
+        return self.points or OWN_POINTS.get(self.dataset, 500)
 
     @property
     def minutes(self) -> float:
@@ -214,8 +204,8 @@ class ClassMatrices(Chapter):
     @property
     def experiments(self) -> list[Experiment]:
         """One a seed; what the parameters leave open is the data set's own."""
-        own = {"model": "fc", "epochs": 30.0, "points": 500, "seeds": 8}
-        own |= {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "points": 200, "seeds": 2}}.get(
+        own = {"model": "fc", "epochs": 30.0, "points": OWN_POINTS.get(self.dataset, 500), "seeds": 8}
+        own |= {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "seeds": 2}}.get(
             self.dataset, {}
         )
         chosen = {name: getattr(self, name) or value for name, value in own.items()}
@@ -228,11 +218,6 @@ class ClassMatrices(Chapter):
     def minutes(self) -> float:
         """The estimate for the runs that are neither recorded nor cached."""
         return sum(e.minutes for e in self.experiments if results.find(e) is None)
-
-
-    def prepare(self, *, progress: bool = True) -> None:
-        """Compute the runs on all cores; one that fails does so again in the notebook, and is explained there."""
-        Sweep({"seed": []}, tuple(self.experiments)).run(progress=progress)
 
 
 def _check_sizes(dataset: str, model: str, points: int) -> None:

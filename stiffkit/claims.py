@@ -5,6 +5,7 @@ The entries are in `book/claims.yml`. Each was committed before the runs that ju
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, Self
@@ -269,7 +270,7 @@ def verdict_of(criterion: Criterion, values: Iterable[float]) -> str:
     seed, or a value that is NaN, decides nothing. With fewer than five seeds such an interval is wider than the seeds
     are apart, so that every seed says the same.
     """
-    values = list(values)
+    values = tuple(values)
     if not values:
         return NOT_RUN
     if len(values) < 2 or not np.isfinite(values).all():
@@ -281,7 +282,8 @@ def verdict_of(criterion: Criterion, values: Iterable[float]) -> str:
     return CONTRADICTED if high <= least or low >= most else INCONCLUSIVE
 
 
-def _interval(values: Iterable[float]) -> tuple[float, float, float]:
+@lru_cache(maxsize=1024)
+def _interval(values: tuple[float, ...]) -> tuple[float, float, float]:
     interval = t_interval(xr.DataArray(list(values), dims="seed"))
     return float(interval["mean"]), float(interval.low), float(interval.high)
 
@@ -367,7 +369,7 @@ def estimate(mean: float, low: float, high: float, digits: int = 2) -> str:
 
 def over_seeds(values: xr.DataArray, digits: int = 2) -> str:
     """The mean over seeds and its interval, as the book prints them."""
-    return estimate(*_interval(values.values), digits=digits)
+    return estimate(*_interval(tuple(values.values)), digits=digits)
 
 
 def found(judgement: Judgement, ledger: Ledger, *, verdicts: bool = True) -> str:

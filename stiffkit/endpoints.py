@@ -38,7 +38,7 @@ def window(runs: xr.Dataset, name: str) -> xr.Dataset:
 
 def level(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str) -> xr.DataArray:
     """Mean over a window of `within`, `between`, or `diagonal`, which is within less between."""
-    here = window(runs, at).sel(measure=measure, regime=regime)
+    here = window(runs[["within", "between", "epochs"]], at).sel(measure=measure, regime=regime)
     values = here.within - here.between if variable == "diagonal" else here[variable]
     return values.mean("images").where(here.epochs.notnull().all("images"))  # a run that ended within it has no level
 
@@ -57,13 +57,15 @@ def arithmetics_apart(
     runs: xr.Dataset, variable: str, measure: str, regime: str, at: str, arithmetic: str
 ) -> xr.DataArray:
     """The level in exact arithmetic less that in another, at the same checkpoints."""
-    here = runs.sel(arithmetic="exact", drop=True) - runs.sel(arithmetic=arithmetic, drop=True)
+    both = runs[["within", "between"]]
+    here = both.sel(arithmetic="exact", drop=True) - both.sel(arithmetic=arithmetic, drop=True)
     return level(here.assign(epochs=runs.epochs), variable, measure, regime, at)
 
 
 def regimes_apart(runs: xr.Dataset, measure: str, at: str) -> xr.DataArray:
     """The largest difference between two regimes, of within or of between."""
-    means = window(runs, at).sel(measure=measure)[["within", "between"]].mean("images").to_dataarray()
+    here = window(runs[["within", "between", "epochs"]], at).sel(measure=measure)
+    means = here[["within", "between"]].mean("images").to_dataarray()
     return (means.max("regime") - means.min("regime")).max("variable")
 
 
@@ -95,15 +97,10 @@ def onset(runs: xr.Dataset, by: str = "loss") -> xr.DataArray:
 
 def slope_change(runs: xr.Dataset, variable: str, measure: str, regime: str) -> xr.DataArray:
     """The slope an epoch in the three epochs after the onset, by loss, less that in the three epochs before."""
-    values = runs[variable].sel(measure=measure, regime=regime)
-    return xr.concat([_bend(values.sel(seed=s), runs.sel(seed=s)) for s in runs.seed], "seed")
-
-
-def _bend(values: xr.DataArray, run: xr.Dataset) -> xr.DataArray:
-    epochs = run.epochs
-    middle = _at(epochs, onset(run))
+    values, epochs = runs[variable].sel(measure=measure, regime=regime), runs.epochs
+    middle = _at(epochs, onset(runs))
     sides = (epochs >= middle - AROUND) & (epochs <= middle), (epochs >= middle) & (epochs <= middle + AROUND)
-    before, after = (_slope(values.where(side, drop=True), epochs.where(side, drop=True)) for side in sides)
+    before, after = (_slope(values.where(side), epochs) for side in sides)
     return after - before
 
 

@@ -1,5 +1,7 @@
 """What chapter 2 shows: class matrices at four stages, their evolution, and when to stop training."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 import xarray as xr
 
@@ -47,6 +49,12 @@ def gaps(runs: xr.Dataset) -> str:
         past = claims.over_seeds(100 * last.past_gap.sel(part=part), 0)
         said.append(f"{median} for {name} images, {past} % of which are past 16")
     return f"At the end the median logit gap is {' and '.join(said)}."
+
+
+def fits(sets: Mapping[str, xr.Dataset]) -> str:
+    """How well each set of runs fits its training images at the end."""
+    last = {name: 100 * runs.accuracy.sel(split="train").isel(images=-1) for name, runs in sets.items()}
+    return ", ".join(f"{name} {claims.over_seeds(accuracy, 1)} %" for name, accuracy in last.items())
 
 
 def at_stages(runs: xr.Dataset, regime: str, arithmetic: str = "exact") -> xr.DataArray:

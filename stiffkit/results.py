@@ -16,6 +16,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any, Protocol
 
+import h5py
 import torch
 import xarray as xr
 
@@ -90,12 +91,13 @@ def find_recorded(experiment: Described) -> xr.Dataset | None:
     """The recorded results of an experiment, or None."""
     for path in recorded():
         try:
-            runs = _runs(checked_file.read(path))
+            content = checked_file.read(path)
         except ResultsError as error:
             warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=2)
             continue
-        if experiment.identity in runs and is_current(runs[experiment.identity].attrs):
-            found = runs[experiment.identity].copy(deep=True)
+        if experiment.identity in _identities(content) and is_current(
+            (found := _run(content, experiment.identity)).attrs
+        ):
             return found.assign_attrs(source=f"recorded, {path.name}")
     return None
 
@@ -172,37 +174,39 @@ def load(path: Path) -> xr.Dataset:
             on a file with a single wrong bit.
 
     """
-    return parsed(checked_file.read(path))
-
-
-def parsed(content: bytes) -> xr.Dataset:
-    """Return what the bytes of a netCDF file hold."""
-    return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
+    return xr.load_dataset(io.BytesIO(checked_file.read(path)), engine="h5netcdf")
 
 
 @lru_cache(maxsize=64)
-def _runs(content: bytes) -> dict[str, xr.Dataset]:
-    """The runs of a recorded file by their experiment; none for a chapter's own measurements."""
-    dataset = parsed(content)
-    if "run" not in dataset.dims:
-        return {}
-    runs = {}
-    for k, identity in enumerate(dataset.experiment.values):
-        run = dataset.isel(run=k)
-        attributes = json.loads(str(run.provenance.item()))
-        measurement = json.loads(str(identity)).get("measurement", {})
-        measured = measurement.get("arithmetics", list(run.arithmetic.values))
-        present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
-        present = present.sel(arithmetic=present.arithmetic.isin(measured))
-        runs[str(identity)] = present.assign_attrs(attributes, experiment=str(identity))
-    return runs
+def _identities(content: bytes) -> tuple[str, ...]:
+    """The experiments in a recorded file, read without the rest; none in a chapter's own measurements."""
+    with h5py.File(io.BytesIO(content)) as file:
+        return tuple(e.decode() for e in file["experiment"][()]) if "experiment" in file else ()
+
+
+@lru_cache(maxsize=64)
+def _parsed(content: bytes) -> xr.Dataset:
+    """The whole of a recorded file; `_run` copies from it."""
+    return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
+
+
+def _run(content: bytes, identity: str) -> xr.Dataset:
+    """One run of a recorded file."""
+    run = _parsed(content).isel(run=_identities(content).index(identity))
+    measurement = json.loads(identity).get("measurement", {})
+    measured = measurement.get("arithmetics", list(run.arithmetic.values))
+    attributes = json.loads(str(run.provenance.item()))
+    present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
+    present = present.sel(arithmetic=present.arithmetic.isin(measured))
+    return present.copy(deep=True).assign_attrs(attributes, experiment=identity)
 
 
 def runs(path: Path) -> list[xr.Dataset]:
     """The runs in a file: those of a recorded one, or the one of a cached one."""
     if path.is_relative_to(cache()):
         return [load(path)]  # one run a file
-    return list(_runs(checked_file.read(path)).values())
+    content = checked_file.read(path)
+    return [_run(content, identity) for identity in _identities(content)]
 
 
 def side_by_side(found: Sequence[xr.Dataset], *axes: str) -> xr.Dataset:
@@ -224,7 +228,7 @@ def pack(name: str, patterns: Sequence[str]) -> Path:
     """Turn runs into the one file that is recorded: book/results/NAME.nc.
 
     Args:
-        name: of the file, such as "02_mnist".
+        name: of the file, such as "02_class_matrices".
         patterns: of keys, such as `mnist-fc-30ep-*`. The runs that match are taken from the cache; runs that the file
             has already stay in it, unless the cache has them too.
 

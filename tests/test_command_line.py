@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
 import stiffkit
 from stiffkit import claims, data
 from stiffkit.__main__ import app
+from stiffkit.chapters import ClassMatrices
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -147,6 +149,15 @@ def test_a_sweep_that_cannot_be_is_one_message(run, folders):
     wrong = run("sweep", str(folders / "a.yml"))
     assert wrong.exit_code == 1
     assert "a.yml: 'dataset' = 'digitz': allowed are" in wrong.stderr
+
+
+def test_a_run_of_digits_is_the_one_that_chapter_2_looks_for(run, folders, monkeypatch):
+    computed = []
+    monkeypatch.setattr(
+        "stiffkit.experiment.Experiment.run", lambda e, **_: computed.append(e) or xr.Dataset(attrs={"source": ""})
+    )
+    assert run("run", "digits", "fc", "--epochs", "12", "--seeds", "1-2").exit_code == 0
+    assert computed == ClassMatrices(dataset="digits").experiments
 
 
 def test_packed_runs_are_recorded_and_found_first(run, tiny, folders):

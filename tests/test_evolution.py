@@ -109,6 +109,12 @@ def test_stopping_says_when_each_signal_turns_and_what_that_costs():
     assert cost["norm of the mean gradient"] == "2 [2, 2]"
 
 
+def test_how_well_runs_fit_is_the_last_training_accuracy():
+    accuracy = xr.DataArray([[[0.1], [0.9]], [[0.2], [0.8]]], dims=("seed", "images", "split"))
+    runs = xr.Dataset({"accuracy": accuracy}, {"split": ["train"]})
+    assert evolution.fits({"A": runs, "B": runs.isel(seed=[0])}) == "A 85.0 [21.5, 148.5] %, B 90.0 %"
+
+
 def test_stages_are_means_over_seeds_of_the_four_checkpoints():
     random = np.random.default_rng(0)
     images = [0, 1600, 30_000, 42_000, 100_000]

@@ -561,7 +561,7 @@ def test_packing_keeps_what_the_file_has():
     results.pack("02_small", ["digits-*"])
     after = results.load(path)
     xr.testing.assert_identical(after.isel(run=slice(2)), before)
-    assert_same(results._runs(checked_file.read(path))[an_experiment(3).identity], rounded_at_stages(a_run(3)))
+    assert_same(results._run(checked_file.read(path), an_experiment(3).identity), rounded_at_stages(a_run(3)))
 
 
 def test_packing_prefers_the_cache():

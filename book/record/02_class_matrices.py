@@ -1,4 +1,4 @@
-"""Compute the runs behind chapter 2 and write them to book/results: all of the ledger's, or those that are named.
+"""Compute the runs behind chapter 2 and add them to its file in book/results: all of the ledger's, or those named.
 
 python book/record/02_class_matrices.py [mnist] [fashion_mnist] [cifar10] [cifar10_v3]
 
@@ -17,4 +17,4 @@ if __name__ == "__main__":
         experiments = ledger.runs[name].experiments()
         for experiment in experiments:
             experiment.run()
-        print(results.pack(f"02_{name}", [e.key for e in experiments]))
+        print(results.pack("02_class_matrices", [e.key for e in experiments]))
