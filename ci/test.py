@@ -15,17 +15,12 @@ PARALLEL = ("-n", "auto", "--dist", "loadfile")  # on two cores a third faster; 
 
 def main(arguments) -> int:
     notebooks = sorted(str(path.relative_to(setup.ROOT)) for path in setup.ROOT.glob("book/*.ipynb"))
-    chosen = [] if arguments == ["--all"] else ["-m", "not long"]
-    arguments = [] if arguments == ["--all"] else arguments
+    everything = [*PARALLEL, "tests", *notebooks]
+    chosen = everything if arguments == ["--all"] else arguments or ["-m", "not long", *everything]
     steps = {
         "ruff check": ["ruff", "check", "--quiet", "."],
         "ruff format": ["ruff", "format", "--check", "--quiet", "."],
-        "pytest": [
-            "pytest",
-            "--nbval",
-            "--nbval-current-env",
-            *(arguments or [*chosen, *PARALLEL, "tests", *notebooks]),
-        ],
+        "pytest": ["pytest", "--nbval", "--nbval-current-env", *chosen],
     }
     with setup.empty_cache() as env:
         failed = [name for name, line in steps.items() if run(line, env) != 0]

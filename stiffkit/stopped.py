@@ -51,7 +51,7 @@ def path(key: str) -> Path:
 def save(key: str, run: Stopped) -> None:
     """Replace what was kept of a run."""
     content = io.BytesIO()
-    torch.save({name: getattr(run, name) for name in Stopped.__dataclass_fields__}, content)
+    torch.save(vars(run), content)
     checked_file.write(path(key), content.getvalue())
 
 

@@ -5,7 +5,7 @@ import platform
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from concurrent.futures import Executor, as_completed
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -48,7 +48,7 @@ class Sweep:
             ValueError: an axis without values, or an experiment that is not allowed, naming the field.
 
         """
-        if wrong := [name for name, values in axes.items() if isinstance(values, str) or not len(values)]:
+        if wrong := [name for name, values in axes.items() if not _is_list(values)]:
             raise ValueError(f"axis {wrong[0]!r} = {axes[wrong[0]]!r}: a list of values is wanted")
         chosen = {name: list(values) for name, values in axes.items()}
         points = [dict(zip(chosen, values, strict=True)) for values in product(*chosen.values())]
@@ -76,8 +76,6 @@ class Sweep:
             if wrong := [name for name in content if not isinstance(content[name], dict)]:
                 raise ValueError(f"{wrong[0]!r} must be a mapping of fields")
             axes = {n: numbers(v) if isinstance(v, str) else v for n, v in content["axes"].items()}
-            if wrong := [name for name, values in axes.items() if not isinstance(values, list)]:
-                raise ValueError(f"axis {wrong[0]!r} = {axes[wrong[0]]!r}: a list of values is wanted")
             return cls.of(content["experiment"], axes)
         except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
@@ -201,6 +199,11 @@ def numbers(text: str) -> list[int]:
     if not found:
         raise ValueError(f"{text!r}: a number, a range or a list is wanted, such as 3, 1-8 or 1,3,5")
     return found
+
+
+def _is_list(values: Any) -> bool:
+    unordered = (str, Mapping, Set)
+    return isinstance(values, Collection) and not isinstance(values, unordered) and len(values) > 0
 
 
 def _compute(experiments: list[str], folder: dict[str, str], device: str) -> None:
