@@ -116,9 +116,13 @@ def run_experiments(
     """
     with errors_as_messages():
         fields = dict(_assignment(text) for text in set_ or [])
+        try:
+            chosen = numbers(seeds)
+        except ValueError as error:
+            raise ValueError(f"--seeds {error}") from None
         same = {"dataset": dataset, "model": model, "epochs": epochs}
-        experiments = [Experiment.of(**same, **fields, seed=seed) for seed in numbers(seeds)]
-        missing = [e for e in experiments if results.find(e) is None]
+        experiments = [Experiment.of(**same, **fields, seed=seed) for seed in chosen]
+        missing = [e for e in experiments if not results.source(e)]
         if missing:
             minutes = sum(e.minutes for e in missing)
             typer.echo(f"{len(missing)} to compute, about {minutes:.1f} minutes in one thread", err=True)
@@ -191,19 +195,15 @@ def list_results() -> None:
     """List all runs, recorded and cached, and files that were set aside."""
     typer.echo(f"recorded in {results.book() / 'results'}, cached in {results.cache()}")
     for path in _result_files():
-        try:
-            for run in results.runs(path):
-                state = "" if results.is_current(run.attrs) else ", of another version of the code: not used"
-                key = Experiment.model_validate_json(run.attrs["experiment"]).key
-                typer.echo(f"{key}  {_place(path)}, {run.attrs['seconds']:.0f} s{state}")
-        except results.ResultsError as error:
-            typer.echo(f"Error: {error}", err=True)
+        with _naming_the_damaged():
+            for identity, run in results.described(path).items():
+                state = "" if results.is_current(run) else ", of another version of the code: not used"
+                key = Experiment.model_validate_json(identity).key if identity else path.stem
+                typer.echo(f"{key}  {_place(path)}, {run['seconds']:.0f} s{state}")
     for path in sorted(results.cache().glob("*.stopped")):
-        try:
+        with _naming_the_damaged():
             run = stopped.load(path)
             typer.echo(f"{path.stem}  stopped after {run.training['images']:,} images, {run.seconds:.0f} s")
-        except results.ResultsError as error:
-            typer.echo(f"Error: {error}", err=True)
     for path in sorted(results.cache().glob(f"*{SET_ASIDE}*")):
         typer.echo(f"{path.name}  set aside: damaged, or not what its name says")
 
@@ -213,10 +213,11 @@ def show_results(key: Annotated[str, typer.Argument(help="A run's key, as `resul
     """Show one run: what was trained and measured, with what, and what came out at its end."""
     with errors_as_messages():
         for path in _result_files():
-            for run in results.runs(path):
-                if Experiment.model_validate_json(run.attrs["experiment"]).key == key:
-                    typer.echo(_shown(run, path))
-                    return
+            with _naming_the_damaged():
+                for run in results.runs(path):
+                    if Experiment.model_validate_json(run.attrs["experiment"]).key == key:
+                        typer.echo(_shown(run, path))
+                        return
         raise ValueError(f"there is no run {key!r}: stiffkit results list shows the keys")
 
 
@@ -226,7 +227,7 @@ def verify_results() -> None:
     failed = False
     for path in _result_files():
         try:
-            typer.echo(f"{_place(path)}: whole, {max(1, len(results.runs(path)))} run(s)")
+            typer.echo(f"{_place(path)}: whole, {len(results.described(path))} run(s)")
         except results.ResultsError as error:
             typer.echo(f"Error: {error}", err=True)
             failed = True
@@ -256,7 +257,7 @@ def pack_results(
     """Turn cached runs into one recorded file, book/results/NAME.nc; runs that it has already stay in it."""
     with errors_as_messages():
         path = results.pack(name, patterns)
-        typer.echo(f"{path}: {len(results.runs(path))} run(s), {path.stat().st_size / 2**20:.2f} MiB")
+        typer.echo(f"{path}: {len(results.described(path))} run(s), {path.stat().st_size / 2**20:.2f} MiB")
 
 
 @app.command("claims")
@@ -277,6 +278,15 @@ def show_claims(
         typer.echo("\n" + claims.answer(ledger, judgements))
 
 
+@contextmanager
+def _naming_the_damaged() -> Iterator[None]:
+    """Say which file is damaged, and go on to the next."""
+    try:
+        yield
+    except results.ResultsError as error:
+        typer.echo(f"Error: {error}", err=True)
+
+
 def _result_files() -> list[Path]:
     return [*results.recorded(), *sorted(results.cache().glob("*.nc"))]
 
@@ -292,7 +302,7 @@ def _is_useful(path: Path) -> bool:
     try:
         if path.suffix == ".stopped":
             return results.is_current(stopped.load(path).made_with)
-        return path.suffix == ".nc" and results.is_current(results.load(path).attrs)
+        return path.suffix == ".nc" and not results.stale(path)
     except results.ResultsError:
         return False
 

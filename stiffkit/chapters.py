@@ -217,7 +217,7 @@ class ClassMatrices(Chapter):
     @property
     def minutes(self) -> float:
         """The estimate for the runs that are neither recorded nor cached."""
-        return sum(e.minutes for e in self.experiments if results.find(e) is None)
+        return sum(e.minutes for e in self.experiments if not results.source(e))
 
 
 def _check_sizes(dataset: str, model: str, points: int) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,15 @@ def set_aside(path: Path) -> Path:
     free = next(name for name in names if not name.exists())
     os.replace(path, free)
     return free
+
+
+@contextmanager
+def setting_aside(path: Path) -> Iterator[None]:
+    """Name a file that turns out to be damaged in a warning, rename it, and go on without it."""
+    try:
+        yield
+    except ResultsError as error:
+        warnings.warn(f"{error}; set aside as {set_aside(path).name}", stacklevel=5)
 
 
 def _checksum(content: bytes) -> bytes:

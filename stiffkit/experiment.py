@@ -226,17 +226,17 @@ def run_together(experiments: Sequence[Experiment], *, device: str = "cpu", prog
     A run that was stopped, by a signal or by a machine that died, goes on from its last checkpoint, and gives the
     numbers that it would have given.
     """
-    found = {e: results.find(e) for e in experiments}
-    if any(run is None for run in found.values()):
+    missing: list[Experiment] = []
+    if not all(map(results.source, experiments)):
         key = experiments[0].training.key
         with results.reserved(key):  # who had to wait finds what the other process has computed
-            missing = [e for e in found if results.find(e) is None]
+            missing = [e for e in experiments if not results.source(e)]
             computed = compute(missing, device=device, progress=progress) if missing else []
             for experiment, run in zip(missing, computed, strict=True):
                 results.save(experiment, run)
             stopped.forget(key)
-        found = {e: results.find(e).assign_attrs({"source": "computed now"} if e in missing else {}) for e in found}
-    return [found[e] for e in experiments]
+    found = {e: results.find(e) for e in experiments}
+    return [found[e].assign_attrs({"source": "computed now"} if e in missing else {}) for e in experiments]
 
 
 def run_all(experiments: Iterable[Experiment], **options: Any) -> xr.Dataset:

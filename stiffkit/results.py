@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatch
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from shutil import which
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ import xarray as xr
 
 import stiffkit
 from stiffkit import checked_file
-from stiffkit.checked_file import ResultsError, set_aside
+from stiffkit.checked_file import ResultsError
 
 CELL = 2.0**-12  # resolution of recorded class matrices: a fiftieth of a cell's standard error, at half the size
 
@@ -71,44 +71,64 @@ def find(experiment: Described) -> xr.Dataset | None:
     with `.set-aside` at its end, so that the run can be computed again. Results of other versions of the training or
     the measuring code are not used either.
     """
-    found = find_recorded(experiment)
-    if found is not None:
-        return found
-    path = cached(experiment)
-    if not path.exists():
-        return None
-    try:
-        found = load(path)
-        if found.attrs.get("experiment") != experiment.identity:
-            raise ResultsError(f"{path} holds another experiment: {found.attrs.get('experiment')}")
-    except ResultsError as error:
-        warnings.warn(f"{error}; set aside as {set_aside(path).name}", stacklevel=2)
-        return None
-    return found.assign_attrs(source="cached") if is_current(found.attrs) else None
+    return _found(_in_book(experiment) or _in_cache(experiment))
 
 
 def find_recorded(experiment: Described) -> xr.Dataset | None:
     """The recorded results of an experiment, or None."""
+    return _found(_in_book(experiment))
+
+
+def source(experiment: Described) -> str:
+    """Where `find` would find the results of an experiment, "" for nowhere; their arrays are not read."""
+    place = _in_book(experiment) or _in_cache(experiment)
+    return place[0] if place else ""
+
+
+def _found(place: tuple[str, Callable[[], xr.Dataset]] | None) -> xr.Dataset | None:
+    return place[1]().assign_attrs(source=place[0]) if place else None
+
+
+def _in_book(experiment: Described) -> tuple[str, Callable[[], xr.Dataset]] | None:
+    """The name of the recorded file that has the run, and what reads the run."""
     for path in recorded():
         try:
             content = checked_file.read(path)
         except ResultsError as error:
-            warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=2)
+            warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=4)
             continue
-        if experiment.identity in _identities(content) and is_current(
-            (found := _run(content, experiment.identity)).attrs
-        ):
-            return found.assign_attrs(source=f"recorded, {path.name}")
+        attributes = _attributes(content).get(experiment.identity)
+        if attributes is not None and is_current(attributes):
+            return f"recorded, {path.name}", partial(_run, content, experiment.identity)
+    return None
+
+
+def _in_cache(experiment: Described) -> tuple[str, Callable[[], xr.Dataset]] | None:
+    """The same for the cache."""
+    path = cached(experiment)
+    if not path.exists():
+        return None
+    with checked_file.setting_aside(path):
+        content = checked_file.read(path)
+        attributes = _attributes(content)
+        if experiment.identity not in attributes:
+            raise ResultsError(f"{path} holds another experiment: {', '.join(attributes) or None}")
+        if is_current(attributes[experiment.identity]):
+            return "cached", partial(_opened, content)
     return None
 
 
 def is_current(attributes: Mapping[str, Any]) -> bool:
     """Whether a run of these attributes was made with the present versions of the training and the measuring code."""
+    return all(attributes.get(name) == version for name, version in versions().items())
+
+
+def versions() -> dict[str, int]:
+    """The versions of the training and the measuring code; results of others are stale."""
     from stiffkit.measurement import MEASUREMENT_VERSION
     from stiffkit.training import TRAINING_VERSION
 
-    versions = attributes.get("training_version"), attributes.get("measurement_version")
-    return versions == (TRAINING_VERSION, MEASUREMENT_VERSION)
+    return {"training_version": TRAINING_VERSION, "measurement_version": MEASUREMENT_VERSION}
 
 
 def is_reserved(key: str) -> bool:
@@ -174,28 +194,36 @@ def load(path: Path) -> xr.Dataset:
             on a file with a single wrong bit.
 
     """
-    return xr.load_dataset(io.BytesIO(checked_file.read(path)), engine="h5netcdf")
+    return _opened(checked_file.read(path))
 
 
-@lru_cache(maxsize=64)
-def _identities(content: bytes) -> tuple[str, ...]:
-    """The experiments in a recorded file, read without the rest; none in a chapter's own measurements."""
-    with h5py.File(io.BytesIO(content)) as file:
-        return tuple(e.decode() for e in file["experiment"][()]) if "experiment" in file else ()
+def _opened(content: bytes) -> xr.Dataset:
+    return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
 
 
 @lru_cache(maxsize=64)
 def _parsed(content: bytes) -> xr.Dataset:
     """The whole of a recorded file; `_run` copies from it."""
-    return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
+    return _opened(content)
+
+
+@lru_cache(maxsize=64)
+def _attributes(content: bytes) -> dict[str, dict[str, Any]]:
+    """What each run in a file was made with, by its experiment; a chapter's own measurements have the name ""."""
+    with h5py.File(io.BytesIO(content)) as file:
+        if "provenance" in file:
+            identities, provenances = file["experiment"][()], file["provenance"][()]
+            return {e.decode(): json.loads(p) for e, p in zip(identities, provenances, strict=True)}
+        own = _plain(dict(file.attrs))
+        return {own.get("experiment", ""): own}
 
 
 def _run(content: bytes, identity: str) -> xr.Dataset:
     """One run of a recorded file."""
-    run = _parsed(content).isel(run=_identities(content).index(identity))
+    run = _parsed(content).isel(run=list(_attributes(content)).index(identity))
     measurement = json.loads(identity).get("measurement", {})
     measured = measurement.get("arithmetics", list(run.arithmetic.values))
-    attributes = json.loads(str(run.provenance.item()))
+    attributes = _attributes(content)[identity]
     present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
     present = present.sel(arithmetic=present.arithmetic.isin(measured))
     return present.copy(deep=True).assign_attrs(attributes, experiment=identity)
@@ -203,10 +231,25 @@ def _run(content: bytes, identity: str) -> xr.Dataset:
 
 def runs(path: Path) -> list[xr.Dataset]:
     """The runs in a file: those of a recorded one, or the one of a cached one."""
-    if path.is_relative_to(cache()):
-        return [load(path)]  # one run a file
     content = checked_file.read(path)
-    return [_run(content, identity) for identity in _identities(content)]
+    if path.is_relative_to(cache()):
+        return [_opened(content)]  # one run a file
+    return [_run(content, identity) for identity in _attributes(content) if identity]
+
+
+def described(path: Path) -> dict[str, dict[str, Any]]:
+    """What each run in a file was made with, by its experiment; "" for a chapter's own. Arrays are not read.
+
+    Raises:
+        ResultsError: the file is damaged.
+
+    """
+    return _attributes(checked_file.read(path))
+
+
+def stale(path: Path) -> int:
+    """How many results in a recorded file were made by other versions of the training or the measuring code."""
+    return sum(not is_current(attributes) for attributes in described(path).values())
 
 
 def side_by_side(found: Sequence[xr.Dataset], *axes: str) -> xr.Dataset:
@@ -294,7 +337,7 @@ def record(p: Measured, measure: Callable[..., xr.Dataset]) -> Path:
     start = time.perf_counter()
     found = measure(p)
     seconds = round(time.perf_counter() - start, 1)
-    return write(p.recorded, found.assign_attrs(parameters=p.identity, **provenance(), seconds=seconds))
+    return write(p.recorded, found.assign_attrs(parameters=p.identity, **versions(), **provenance(), seconds=seconds))
 
 
 def load_recorded(p: Measured) -> xr.Dataset | None:
@@ -302,7 +345,8 @@ def load_recorded(p: Measured) -> xr.Dataset | None:
     if not p.recorded.exists():
         return None
     found = load(p.recorded)
-    return found if json.loads(found.attrs["parameters"]) == json.loads(p.identity) else None
+    same = json.loads(found.attrs["parameters"]) == json.loads(p.identity)
+    return found if same and is_current(found.attrs) else None
 
 
 def provenance() -> dict[str, str | int | float]:

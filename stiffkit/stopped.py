@@ -1,7 +1,6 @@
 """Runs that were stopped: what they need to go on from their last checkpoint."""
 
 import io
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,17 +71,13 @@ def load(place: Path) -> Stopped:
 def find(key: str, identities: Iterable[str], made_with: dict[str, Any]) -> Stopped:
     """The run of these experiments where it stopped, or a new one; a damaged file is named and set aside."""
     new = Stopped(made_with, {identity: [] for identity in identities})
-    if not path(key).exists():
-        return new
-    try:
-        run = load(path(key))
-    except checked_file.ResultsError as error:
-        warnings.warn(f"{error}; set aside as {checked_file.set_aside(path(key)).name}", stacklevel=2)
-        return new
-    if run.made_with != made_with or not new.measured.keys() <= run.measured.keys():
-        return new
-    run.measured = {identity: run.measured[identity] for identity in new.measured}
-    return run
+    if path(key).exists():
+        with checked_file.setting_aside(path(key)):
+            run = load(path(key))
+            if run.made_with == made_with and new.measured.keys() <= run.measured.keys():
+                run.measured = {identity: run.measured[identity] for identity in new.measured}
+                return run
+    return new
 
 
 def forget(key: str) -> None:

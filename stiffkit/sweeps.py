@@ -83,7 +83,7 @@ class Sweep:
     @property
     def missing(self) -> list[Experiment]:
         """The experiments that have no results."""
-        return [e for e in self.experiments if results.find(e) is None]
+        return [e for e in self.experiments if not results.source(e)]
 
     @property
     def runs(self) -> xr.Dataset:
@@ -108,8 +108,8 @@ class Sweep:
         return f"{table.to_string()}\n" + ", ".join(f"{states.get(s, 0)} {s}" for s in ("done", "failed", "missing"))
 
     def _state(self, experiment: Experiment) -> str:
-        if (found := results.find(experiment)) is not None:
-            return f"done ({found.source})"
+        if source := results.source(experiment):
+            return f"done ({source})"
         reason = self.failed.get(experiment.key)
         return f"failed: {reason}" if reason else "missing"
 

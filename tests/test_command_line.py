@@ -202,7 +202,7 @@ def test_unknown_keys_fields_and_seeds_are_one_message(run, folders):
         ((*TINY, "-s", "rate=1"), "unknown field 'rate'; known are"),
         ((*TINY, "-s", "points"), "FIELD=VALUE is wanted"),
         ((*TINY, "--seeds", "8-1"), "a number, a range or a list is wanted"),
-        ((*TINY, "--seeds", "one"), "a number, a range or a list is wanted"),
+        ((*TINY, "--seeds", "one"), "--seeds 'one': a number, a range or a list is wanted"),
     ]:
         result = run(*arguments)
         assert result.exit_code == 1

@@ -90,7 +90,7 @@ def test_what_is_measured_is_left_alone():
 def test_provenance():
     record(Small(seed=4), measured)
     attributes = load_recorded(Small(seed=4)).attrs
-    assert set(attributes) == PROVENANCE | {"data_checksum"}
+    assert set(attributes) == PROVENANCE | {"data_checksum", "training_version", "measurement_version"}
     assert attributes["data_checksum"] == "abc"
     assert json.loads(attributes["parameters"]) == {"seed": 4, "word": "a"}
     assert attributes["stiffkit"] == stiffkit.__version__
