@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 import xarray as xr
 
 import stiffkit
@@ -43,7 +44,7 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except _MENDABLE as error:
-        typer.echo(f"Error: {error}", err=True)
+        typer.echo("\n".join([f"Error: {error}", *getattr(error, "__notes__", [])]), err=True)
         raise typer.Exit(1) from None
 
 
@@ -188,6 +189,63 @@ def _cluster(address: str) -> Iterator[Executor | None]:
         raise OSError(f"no Dask scheduler answers at {address}: {error}") from None
     with client:
         yield client.get_executor()
+
+
+class _WithPairs(typer.core.TyperCommand):
+    """A command with an option `-p NAME VALUE`, which Typer knows with one value alone."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        """Join the two words after each `-p`."""
+        joined, words = [], iter(args)
+        for word in words:
+            joined.append(word)
+            if word == "-p":
+                pair = [next(words, None), next(words, None)]
+                if None in pair:
+                    raise typer.BadParameter("a name and a value are wanted, such as -p epochs 3", ctx, param_hint="-p")
+                joined.append("=".join(pair))
+        return super().parse_args(ctx, joined)
+
+
+@app.command("chapter", cls=_WithPairs)
+def rerun_chapter(
+    name: Annotated[
+        str, typer.Argument(help="Its number or name, such as 2 or class_matrices; none: all are listed.")
+    ] = "",
+    p: Annotated[
+        list[str] | None, typer.Option("-p", metavar="NAME VALUE", help="A parameter; goes before those of -f.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", metavar="FILE.yml", help="Parameters; go before those of a profile.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(metavar="quick|NAME", help="Parameters that come with the book: a quick look, or a data set.")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option("-o", metavar="FILE", help="A notebook, out.ipynb, or a page, out.html.")
+    ] = None,
+) -> None:
+    """Run a chapter with other parameters; without -o, list its parameters and what they would cost.
+
+    Wrong parameters are refused before anything is computed. Exit code 1 where a cell failed: the notebook is kept as
+    far as it came.
+    """
+    from stiffkit import rerun
+
+    with errors_as_messages():
+        if not name:
+            typer.echo("\n".join(f"{c.number}  {c.name}" for c in rerun.chapters()))
+            return
+        chapter = rerun.find(name)
+        values = rerun.given(chapter, profile, file, [tuple(pair.split("=", 1)) for pair in p or []])
+        if out is None:
+            minutes = chapter.check(values).minutes
+            typer.echo(rerun.described(chapter, values))
+            typer.echo(f"profiles: {', '.join(rerun.profiles(chapter))}")
+            cost = f"about {max(minutes, 0.1):.1f} minutes to compute" if minutes else "nothing to compute"
+            typer.echo(f"{cost}; to run it, add -o out.html or -o out.ipynb")
+            return
+        typer.echo(f"{rerun.rerun(chapter, values, out)} written")
 
 
 @results_app.command("list")

@@ -14,6 +14,7 @@ from stiffkit import results
 from stiffkit.experiment import OWN_POINTS, Experiment, check_model, check_points, cost_of_images, known_name
 from stiffkit.measurement import ARITHMETICS
 from stiffkit.results import book
+from stiffkit.sweeps import Sweep
 
 
 class ParameterError(ValueError):
@@ -116,6 +117,11 @@ class Chapter(BaseModel):
         return book() / "results" / f"{self.number:02}_{self.name}.nc"
 
     @property
+    def notebook(self) -> Path:
+        """Where the chapter's notebook lies."""
+        return book() / f"{self.number:02}_{self.name}.ipynb"
+
+    @property
     def minutes(self) -> float:
         """An estimate of the time that computing takes on two cores, in minutes."""
         raise NotImplementedError
@@ -128,12 +134,14 @@ class Chapter(BaseModel):
 
         """
         if self.minutes > self.max_minutes:
-            notebook = f"{self.number:02}_{self.name}.ipynb"
             raise TooLongError(
                 f"this would take about {self.minutes:.1f} minutes, and max_minutes allows {self.max_minutes:g}. "
                 f"Nothing was computed. To allow it: -p max_minutes {self.minutes * 1.5:.0f}. For a quick look: "
-                f"{_command('papermill')} book/{notebook} out.ipynb -f book/parameters/quick/{self.number:02}.yml"
+                f"{_command('stiffkit')} chapter {self.number} --profile quick -o out.html"
             )
+
+    def prepare(self, *, progress: bool = True) -> None:
+        """Compute, with a bar on a terminal, the runs that the notebook would compute without one."""
 
 
 class Definition(Chapter):
@@ -218,6 +226,15 @@ class ClassMatrices(Chapter):
     def minutes(self) -> float:
         """The estimate for the runs that are neither recorded nor cached."""
         return sum(e.minutes for e in self.experiments if not results.source(e))
+
+    def prepare(self, *, progress: bool = True) -> None:
+        """Compute the runs on all cores; one that fails does so again in the notebook, where it is explained."""
+        Sweep({"seed": []}, tuple(self.experiments)).run(progress=progress)
+
+
+def chapters() -> list[type[Chapter]]:
+    """All chapters, in their order."""
+    return sorted((c for c in Chapter.__subclasses__() if c.__module__ == __name__), key=lambda c: c.number)
 
 
 def _check_sizes(dataset: str, model: str, points: int) -> None:

@@ -5,8 +5,8 @@ import platform
 import re
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from concurrent.futures import Executor, as_completed
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import FIRST_COMPLETED, Executor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -18,10 +18,12 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from stiffkit import checked_file, results
+from stiffkit import checked_file, results, stopped
+from stiffkit.checked_file import ResultsError
 from stiffkit.engines import Processes
-from stiffkit.experiment import Experiment, run_together
+from stiffkit.experiment import Experiment, Training, cost_of_images, run_together
 
+LOOK = 2.0  # seconds between two looks at how far the trainings are
 _ONE_RUN = threading.Lock()  # in a process: threads share torch's generator and its number of threads
 
 
@@ -145,17 +147,19 @@ class Sweep:
             return replace(self, failed={})
         mine = nullcontext(executor) if executor else _own(processes or (None if device == "cpu" else 1))
         failed, folder = {}, _folder()
-        with mine as engine, _bar(len(together), progress) as bar:
+        with mine as engine, _Progress(together, progress) as bar:
             tasks = {
-                engine.submit(_compute, [e.model_dump_json() for e in group], folder, device): group
-                for group in together.values()
+                engine.submit(_compute, [e.model_dump_json() for e in group], folder, device): training
+                for training, group in together.items()
             }
             try:
-                for task in as_completed(tasks):
-                    if (error := task.exception()) is not None:
-                        failed |= {e.key: _reason(error) for e in tasks[task]}
-                    bar.update()
-                    bar.set_postfix(failed=len(failed))
+                waiting = set(tasks)
+                while waiting:
+                    ended, waiting = wait(waiting, LOOK, FIRST_COMPLETED)
+                    for task in ended:
+                        if (error := task.exception()) is not None:
+                            failed |= {e.key: _reason(error) for e in together[tasks[task]]}
+                    bar.show({tasks[task] for task in waiting}, len(failed))
             except BaseException:
                 for task in tasks:
                     task.cancel()
@@ -246,10 +250,42 @@ def _folder() -> dict[str, str]:
     return {"cache": str(cache.parent), "id": own, "data": os.environ.get("STIFFKIT_DATA", "")}
 
 
-def _bar(trainings: int, progress: bool) -> Any:
-    from tqdm import tqdm
+class _Progress:
+    """A bar of the images that a sweep's trainings have seen, from what they keep at their checkpoints."""
 
-    return tqdm(total=trainings, desc="trainings", unit=" run", disable=None if progress else True)
+    def __init__(self, trainings: Iterable[Training], progress: bool) -> None:
+        from tqdm import tqdm
+
+        self._images = {t: t.images(cost_of_images(t.dataset, t.model)[0])[-1] for t in trainings}
+        before = sum(self._seen(t) for t in self._images)
+        self._bar = tqdm(
+            total=sum(self._images.values()),
+            initial=before,
+            unit=" images",
+            unit_scale=True,
+            disable=None if progress else True,  # None: silent where there is no terminal
+        )
+
+    def __enter__(self) -> Self:
+        self.show(set(self._images), 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def show(self, waiting: Set[Training], failed: int) -> None:
+        """Show how far the sweep is, with the trainings that are not finished yet."""
+        if self._bar.disable:
+            return
+        ended = self._images.keys() - waiting
+        seen = sum(self._images[t] for t in ended) + sum(self._seen(t) for t in waiting)
+        self._bar.set_description(f"{len(ended)} of {len(self._images)} trainings, {failed} failed", refresh=False)
+        self._bar.update(seen - self._bar.n)
+
+    def _seen(self, training: Training) -> int:
+        with suppress(ResultsError):
+            return stopped.load(stopped.path(training.key)).training["images"]
+        return 0
 
 
 def _reason(error: BaseException) -> str:

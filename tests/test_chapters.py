@@ -22,7 +22,7 @@ from oracles import loop_gram
 from pydantic import Field
 from torch import nn
 
-from stiffkit import class_stiffness, data, definition
+from stiffkit import class_stiffness, data, definition, rerun
 from stiffkit.chapters import Chapter, ClassMatrices, Definition, ParameterError, TooLongError, book, rounded
 from stiffkit.models import build_model
 
@@ -297,7 +297,7 @@ def test_too_long_says_how_long_how_to_look_quickly_and_how_to_allow_more():
     message = str(caught.value)
     assert "4.0 minutes" in message
     assert "max_minutes allows 2." in message
-    assert "book/42_rates.ipynb out.ipynb -f book/parameters/quick/42.yml" in message
+    assert "stiffkit chapter 42 --profile quick -o out.html" in message
     (more,) = re.findall(r"-p max_minutes (\S+)", message)
     Rates(epochs=4, max_minutes=more.rstrip(".")).allow()
 
@@ -317,11 +317,10 @@ def test_the_quick_command_works_as_it_is_printed(monkeypatch):
     with pytest.raises(TooLongError) as caught:
         Definition(max_minutes=0.01).allow()
     (command,) = re.findall(r"For a quick look: (.+)$", str(caught.value))
-    program, notebook, _, option, parameters = shlex.split(command)
+    program, subcommand, number, *profile, _, out = shlex.split(command)
     assert shutil.which(ROOT / program), f"{program} from the root of the repository"
-    assert (ROOT / notebook).exists()
-    assert option == "-f"
-    assert Definition.check(yaml.safe_load((ROOT / parameters).read_text(encoding="utf-8"))).dataset == "digits"
+    assert (subcommand, profile, out) == ("chapter", ["--profile", "quick"], "out.html")
+    assert Definition.check(rerun.given(rerun.find(number), "quick")).dataset == "digits"
 
 
 def test_exactly_max_minutes_is_allowed():
@@ -605,7 +604,7 @@ def test_a_quick_run_has_all_figures_and_says_what_was_run(runs):
     ("name", "error", "words"),
     [
         ("wrong", "ParameterError", ["'datset'", "did you mean 'dataset'", "'points' = 'abc'", "integer"]),
-        ("long", "TooLongError", ["max_minutes allows 0.05", "-p max_minutes 1", "book/parameters/quick/01.yml"]),
+        ("long", "TooLongError", ["max_minutes allows 0.05", "-p max_minutes 1", "chapter 1 --profile quick"]),
     ],
 )
 def test_papermill_stops_at_the_validation_cell(runs, name, error, words):

@@ -1,4 +1,4 @@
-"""Chapter 2: its parameters, the runs that they mean, stages and stopping, and papermill on digits."""
+"""Chapter 2: its parameters, the runs that they mean, stages and stopping, and the real command on digits."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 import yaml
 
-from stiffkit import claims, evolution, results
+from stiffkit import claims, evolution, rerun, results
 from stiffkit.chapters import ClassMatrices, ParameterError, TooLongError
 from stiffkit.experiment import Experiment
 
@@ -160,17 +160,14 @@ def test_recorded_results_of_both_chapters_keep_to_their_budget():
     assert size < 3 * 2**20
 
 
-# Real papermill
+# The real command
 
 
-def test_papermill_on_digits_is_quick_green_and_draws_everything(tmp_path):
+def test_the_chapter_on_digits_is_quick_green_and_draws_everything_on_a_page_of_its_own(tmp_path):
     out = tmp_path / "out.ipynb"
-    quick = yaml.safe_load((ROOT / "book/parameters/quick/02.yml").read_text(encoding="utf-8"))
-    ClassMatrices.check(quick).allow()
-    line = [sys.executable, "-m", "papermill", NOTEBOOK, str(out), "-f", "book/parameters/quick/02.yml"]
-    line += ["-k", "python3", "--no-progress-bar"]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    line = [sys.executable, "-m", "stiffkit", "chapter", "class_matrices", "--profile", "quick", "-o", str(out)]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
     executed, stored = nbformat.read(out, 4), nbformat.read(ROOT / NOTEBOOK, 4)
     outputs = [[output for cell in book.cells for output in cell.get("outputs", [])] for book in (executed, stored)]
     figures = [sum("image/png" in output.get("data", {}) for output in some) for some in outputs]
@@ -179,3 +176,6 @@ def test_papermill_on_digits_is_quick_green_and_draws_everything(tmp_path):
     texts = [output["data"].get("text/markdown", "") for output in outputs[0] if "data" in output]
     assert "You ran this chapter with `dataset` = `'digits'`" in texts[0]
     assert not [text for text in texts if "nan" in text]
+    html = rerun.page(out)
+    assert html.count('src="data:image/png;base64,') == 6
+    assert "system-message" not in html
