@@ -35,6 +35,8 @@ GIVEN = ("dataset", "model", "epochs", "seed")
 OTHERS = [name for name in (*Training.model_fields, *Measurement.model_fields) if name not in GIVEN]
 
 
+Device = Annotated[str, typer.Option(envvar="STIFFKIT_DEVICE", metavar="cpu|cuda", help="Where runs are computed.")]
+
 _MENDABLE = (ValueError, OSError, ImportError)
 
 
@@ -109,7 +111,7 @@ def run_experiments(
         list[str] | None,
         typer.Option("--set", "-s", metavar="FIELD=VALUE", help=f"Other fields: {', '.join(OTHERS)}. May be repeated."),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
 ) -> None:
     """Train, measure at checkpoints, and keep the results in the cache; what is there already is not computed again.
 
@@ -147,7 +149,7 @@ def run_sweep(
     scheduler: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Of a Dask cluster that computes, such as tcp://host:8786.")
     ] = "",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Device = "cpu",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what is there and what is missing, and stop.")
     ] = False,

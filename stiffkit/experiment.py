@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import re
 import time
@@ -206,11 +207,11 @@ class Experiment(_Part):
         images = self.training.images(n)[-1]
         return (images * image + checkpoints * (measured * measuring + evaluating)) / 60
 
-    def run(self, *, device: str = "cpu", progress: bool = True) -> xr.Dataset:
+    def run(self, *, device: str | None = None, progress: bool = True) -> xr.Dataset:
         """The results: recorded ones, else cached ones, else computed and cached.
 
         Args:
-            device: where it is computed, if it has to be.
+            device: where it is computed, if it has to be: "cpu" or "cuda"; by default `$STIFFKIT_DEVICE`, or "cpu".
             progress: show a bar on a terminal.
 
         Returns:
@@ -220,7 +221,9 @@ class Experiment(_Part):
         return run_together([self], device=device, progress=progress)[0]
 
 
-def run_together(experiments: Sequence[Experiment], *, device: str = "cpu", progress: bool = True) -> list[xr.Dataset]:
+def run_together(
+    experiments: Sequence[Experiment], *, device: str | None = None, progress: bool = True
+) -> list[xr.Dataset]:
     """Run experiments that have their training in common: what has to be computed takes one training.
 
     A run that was stopped, by a signal or by a machine that died, goes on from its last checkpoint, and gives the
@@ -231,12 +234,20 @@ def run_together(experiments: Sequence[Experiment], *, device: str = "cpu", prog
         key = experiments[0].training.key
         with results.reserved(key):  # who had to wait finds what the other process has computed
             missing = [e for e in experiments if not results.source(e)]
-            computed = compute(missing, device=device, progress=progress) if missing else []
+            computed = compute(missing, device=chosen_device(device), progress=progress) if missing else []
             for experiment, run in zip(missing, computed, strict=True):
                 results.save(experiment, run)
             stopped.forget(key)
     found = {e: results.find(e) for e in experiments}
     return [found[e].assign_attrs({"source": "computed now"} if e in missing else {}) for e in experiments]
+
+
+def chosen_device(name: str | None = None) -> str:
+    """Where runs are computed: "cpu" or "cuda"; where none is named, `$STIFFKIT_DEVICE`, or "cpu"."""
+    name = name or os.environ.get("STIFFKIT_DEVICE") or "cpu"
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r}: allowed are cpu and cuda")
+    return name
 
 
 def run_all(experiments: Iterable[Experiment], **options: Any) -> xr.Dataset:
@@ -260,6 +271,8 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
         and has the attribute `diverged` = 1.
 
     """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"torch {torch.__version__} finds no CUDA device on {platform.node()}: take the device cpu")
     training = experiments[0].training
     dataset = data.load(training.dataset, sphere=training.sphere)
     watched = {split: _to(points, device) for split, points in _splits(dataset).items()}

@@ -21,7 +21,7 @@ import xarray as xr
 from stiffkit import checked_file, results, stopped
 from stiffkit.checked_file import ResultsError
 from stiffkit.engines import Processes
-from stiffkit.experiment import Experiment, Training, cost_of_images, run_together
+from stiffkit.experiment import Experiment, Training, chosen_device, cost_of_images, run_together
 
 LOOK = 2.0  # seconds between two looks at how far the trainings are
 _ONE_RUN = threading.Lock()  # in a process: threads share torch's generator and its number of threads
@@ -120,7 +120,7 @@ class Sweep:
         executor: Executor | None = None,
         *,
         processes: int | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         progress: bool = True,
     ) -> Self:
         """Compute what is missing; runs that were stopped go on from their last checkpoint.
@@ -129,7 +129,7 @@ class Sweep:
             executor: any of `concurrent.futures`, or Dask's `client.get_executor()`. It stays open. Left out:
                 processes of this machine with one thread each.
             processes: how many, where `executor` is left out: one a core; on a GPU one.
-            device: "cpu" or "cuda"; one run at a time on a GPU.
+            device: "cpu" or "cuda", by default `$STIFFKIT_DEVICE`, or "cpu"; one run at a time on a GPU.
             progress: show a bar on a terminal.
 
         Returns:
@@ -140,6 +140,7 @@ class Sweep:
             OSError: if the cache folder cannot be written to.
 
         """
+        device = chosen_device(device)
         together: dict = {}
         for experiment in self.missing:
             together.setdefault(experiment.training, []).append(experiment)
@@ -172,7 +173,7 @@ def sweep(
     *,
     executor: Executor | None = None,
     processes: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     progress: bool = True,
     **axes: Sequence,
 ) -> Sweep:

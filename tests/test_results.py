@@ -674,3 +674,9 @@ def test_side_by_side_where_one_has_ended():
     assert runs.images.values.tolist() == QUARTERS
     assert runs.within.sel(seed=2).notnull().all("arithmetic").values.tolist() == ([True] * 3 + [False] * 5)
     assert runs.attrs["source"] == "cached"
+
+
+@pytest.mark.parametrize("path", results.recorded(), ids=lambda path: path.stem)
+def test_what_the_book_records_is_of_the_present_versions_of_the_code(path):
+    advice = "compute them again and commit them (python book/record/NN_CHAPTER.py); until then their pages say so"
+    assert not results.stale(path), f"{results.stale(path)} results in {path.name} are of other versions: {advice}"
