@@ -179,3 +179,26 @@ def test_an_unknown_option_shows_how_the_script_is_called(script, monkeypatch):
     done = subprocess.run([sys.executable, f"ci/{script}.py", "--nonsense"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
     assert f"python ci/{script}.py" in done.stderr
+
+
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+def test_workflows_pass_zizmor():
+    program = Path(sys.executable).with_name("zizmor")
+    line = [program, "--offline", "--quiet", "--persona", "pedantic", *WORKFLOWS]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_actions_are_pinned_and_code_of_strangers_stays_off_our_own_machines(path):
+    text = path.read_text(encoding="utf-8")
+    actions = re.findall(r"uses: (.*)", text)
+    assert actions
+    assert not [action for action in actions if not re.fullmatch(r"\S+@[0-9a-f]{40} # v[\d.]+", action)]
+    workflow = yaml.safe_load(text)
+    triggers = set(workflow[True])  # "on" is a truth value in YAML
+    if any("self-hosted" in job["runs-on"] for job in workflow["jobs"].values()):
+        assert triggers <= {"workflow_dispatch", "push"}
+        assert "branches" not in workflow[True]["push"]
