@@ -1,26 +1,20 @@
 """A guard on the numbers: a run on digits, trained anew, stays in the band of 20 recorded runs with other seeds.
 
 nbval compares recorded results alone; this notices a new torch, or a change here, that trains or measures differently.
-The band is `book/results/digits_band.nc`; where training is meant to change, `stiffkit run digits` and
-`stiffkit results pack digits_band` make a new one, with the fields that `stiffkit results list` shows.
+The band is `book/results/digits_band.nc`; `book/sweeps/00_digits_band.yml` says how to record it anew.
 """
+
+from pathlib import Path
 
 import pytest
 import xarray as xr
 
-from stiffkit import results
 from stiffkit.experiment import Experiment, compute
+from stiffkit.sweeps import Sweep
 
-SEEDS = range(1, 21)
+RECORDED = Sweep.read(Path(__file__).parent.parent / "book/sweeps/00_digits_band.yml")
+FIELDS = RECORDED.experiments[0].fields | {"seed": 21}  # a seed that is not among them
 WIDTH = 4.5  # standard deviations; of 20 runs none can be further than 4.25 from their mean
-FIELDS = {
-    "dataset": "digits",
-    "model": "fc",
-    "epochs": 6,
-    "points": 100,
-    "arithmetics": ("exact",),
-    "checkpoints": (0, 1201, 2402, 3603, 4804, 6005, 7206),
-}
 
 
 def curves(run):
@@ -37,9 +31,8 @@ def curves(run):
 
 @pytest.fixture(scope="module")
 def band():
-    runs = [results.find(Experiment.of(**FIELDS, seed=seed)) for seed in SEEDS]
-    assert all(run is not None for run in runs), "the band's runs are not recorded for this version of the code"
-    together = curves(results.side_by_side(runs))
+    assert not RECORDED.missing, "the band's runs are not recorded for this version of the code"
+    together = curves(RECORDED.runs)
     return together.mean("seed"), together.std("seed", ddof=1)
 
 
@@ -52,9 +45,9 @@ def outside(run, band):
 
 
 def test_a_run_trained_now_stays_in_the_band(band):
-    assert not outside(compute([Experiment.of(**FIELDS, seed=21)], progress=False)[0], band)
+    assert not outside(compute([Experiment.of(**FIELDS)], progress=False)[0], band)
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 2e-3}, {"initialisation": "torch"}, {"batch_size": 64}])
 def test_a_run_trained_otherwise_leaves_it(band, change):
-    assert outside(compute([Experiment.of(**FIELDS, **change, seed=21)], progress=False)[0], band)
+    assert outside(compute([Experiment.of(**(FIELDS | change))], progress=False)[0], band)
