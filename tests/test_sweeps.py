@@ -1,5 +1,6 @@
 """Sweeps: what they consist of, that nothing is computed twice, and that engines do not matter."""
 
+import io
 import multiprocessing
 import os
 import re
@@ -8,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 import pytest
 import xarray as xr
 
-from stiffkit import results, sweeps
+from stiffkit import results, stopped, sweeps
 from stiffkit.experiment import Experiment
 from stiffkit.sweeps import Sweep, numbers, sweep
 
@@ -170,18 +171,37 @@ def test_a_worker_that_does_not_see_the_folder_says_so(trainings, folder):
 
 
 def test_an_interrupt_keeps_what_is_finished(trainings, monkeypatch):
-    def interrupted(futures):
-        for k, future in enumerate(futures):
-            future.result()
-            if k == 1:
-                raise KeyboardInterrupt
-            yield future
+    def interrupted(*given):
+        if len(trainings) >= 2:
+            raise KeyboardInterrupt
+        return really(*given)
 
-    monkeypatch.setattr(sweeps, "as_completed", interrupted)
+    really = sweeps.wait
+    monkeypatch.setattr(sweeps, "wait", interrupted)
     with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
         sweep(tiny(), executor=pool, seed=[1, 2, 3, 4], progress=False)
     assert 2 <= len(trainings) < 4
     assert len(Sweep.of(TINY | {"checkpoints": CHECKPOINTS}, {"seed": [1, 2, 3, 4]}).missing) == 4 - len(trainings)
+
+
+def test_the_bar_shows_how_far_trainings_are_and_how_many_failed(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    one, other = (Experiment.of(**TINY, seed=seed).training for seed in (1, 2))
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with sweeps._Progress([one, other], True) as bar:
+        total = one.images(1_201)[-1]
+        assert (bar._bar.n, bar._bar.total) == (0, 2 * total)
+        stopped.save(one.key, stopped.Stopped({}, {}, {"images": 96}))
+        bar.show({one, other}, 0)
+        assert bar._bar.n == 96
+        bar.show({one}, 1)
+        assert bar._bar.n == 96 + total
+    assert "1 of 2 trainings, 1 failed" in terminal.getvalue()
+    assert re.search(r"<\d\d:\d\d,.*images/s", terminal.getvalue()), "time left and rate"
 
 
 POOLS = {
