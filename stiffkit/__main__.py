@@ -303,8 +303,9 @@ def clean_results(
     removed = 0
     for path in sorted(results.cache().glob("*")):
         if everything or not _is_useful(path):
+            with errors_as_messages():
+                path.unlink()
             typer.echo(f"removed {path.name}")
-            path.unlink()
             removed += 1
     typer.echo(f"{removed} file(s) removed from {results.cache()}; recorded results are not touched")
 

@@ -73,7 +73,11 @@ def setting_aside(path: Path) -> Iterator[None]:
     try:
         yield
     except ResultsError as error:
-        warnings.warn(f"{error}; set aside as {set_aside(path).name}", stacklevel=5)
+        try:
+            done = f"set aside as {set_aside(path).name}"
+        except OSError as reason:
+            done = f"it cannot be set aside: {reason.strerror}"
+        warnings.warn(f"{error}; {done}", stacklevel=5)
 
 
 def _checksum(content: bytes) -> bytes:

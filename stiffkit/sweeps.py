@@ -243,10 +243,10 @@ def _own(processes: int | None) -> Iterator[Executor]:
 def _folder() -> dict[str, str]:
     """The folders that a worker needs, and the name by which it knows that it sees the same cache folder."""
     cache = results.cache().absolute()
-    with checked_file.writing(cache / "id"):
-        cache.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError), (cache / "id").open("x") as file:
-            file.write(uuid4().hex)
+    if not (cache / "id").exists():
+        with results.reserved("id"):  # of two sweeps that begin at once, one gives the name
+            if not (cache / "id").exists():
+                checked_file.write(cache / "id", uuid4().hex.encode())
     own = (cache / "id").read_text()
     return {"cache": str(cache.parent), "id": own, "data": os.environ.get("STIFFKIT_DATA", "")}
 
