@@ -4,7 +4,10 @@ import io
 import multiprocessing
 import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import xarray as xr
@@ -13,6 +16,7 @@ from stiffkit import results, stopped, sweeps
 from stiffkit.experiment import Experiment
 from stiffkit.sweeps import Sweep, numbers, sweep
 
+ROOT = Path(__file__).resolve().parent.parent
 TINY = {"dataset": "digits", "model": "fc", "epochs": 0.1, "points": 20, "arithmetics": ("exact",)}
 AXES = {"learning_rate": [1e-3, 1e-2], "seed": [1, 2]}
 CHECKPOINTS = (0, 32, 96)
@@ -238,3 +242,33 @@ def test_on_a_dask_cluster_the_arrays_are_the_same_and_a_worker_may_die(tmp_path
     assert found.report.endswith("3 done, 0 failed, 0 missing")
     for seed, run in here.items():
         same_numbers(results.find(tiny(seed=seed)), run)
+
+
+PAGE = (ROOT / "book/many_runs.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+def test_the_files_and_scripts_on_the_page_of_many_runs_are_right(tmp_path):
+    (written,) = blocks("yaml")
+    (tmp_path / "FILE.yml").write_text(written, encoding="utf-8")
+    assert len(Sweep.read(tmp_path / "FILE.yml").experiments) == 2 * 2 * 8
+    for script in blocks("python"):
+        compile(script, "book/many_runs.md", "exec")
+
+
+@pytest.mark.slow
+def test_the_script_on_the_page_of_many_runs_works(tmp_path):
+    script, times = re.subn(r"epochs=3|range\(1, 9\)", small_part, blocks("python")[0])
+    assert times == 2
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 done, 0 failed, 0 missing" in done.stdout
+    assert "(images: 3, learning_rate: 2)" in done.stdout
+
+
+def small_part(match):
+    return {"epochs=3": "epochs=0.1, points=20", "range(1, 9)": "[1]"}[match[0]]
