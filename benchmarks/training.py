@@ -96,4 +96,6 @@ if __name__ == "__main__":
     parser.add_argument("--batches", type=int, default=600)
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
+    if not 0 < arguments.batches <= IMAGES // BATCH:
+        parser.error(f"--batches: 1 to {IMAGES // BATCH}, an epoch")
     main(arguments.batches, arguments.repeats)

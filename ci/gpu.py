@@ -12,6 +12,7 @@ that were run, and the summary to read, are in _build/gpu.
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -36,13 +37,20 @@ def main(arguments) -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     env = setup.environment(STIFFKIT_DEVICE="cuda")
     summary = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    skipped = []
     for stage in arguments or PACKAGES:
+        missing = [name for name in PACKAGES[stage] if importlib.util.find_spec(name) is None]
+        if missing:
+            skipped.append(f"{stage} skipped, missing here: {', '.join(missing)}")
+            print(f"gpu: {skipped[-1]}", flush=True)
+            continue
         summary[stage] = {**about, **run(stage, env)}
         RECORD.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        (OUT / "summary.md").write_text(described(summary), encoding="utf-8")
-    print(described(summary))
-    if any(step != "passed" for stage in arguments or PACKAGES for step in summary[stage]["steps"].values()):
-        sys.exit("gpu: not everything passed, see above.")
+    (OUT / "summary.md").write_text(described(summary, skipped), encoding="utf-8")
+    print(described(summary, skipped))
+    ran = [stage for stage in arguments or PACKAGES if stage in summary]
+    if skipped or any(step != "passed" for stage in ran for step in summary[stage]["steps"].values()):
+        sys.exit("gpu: not everything ran and passed, see above.")
 
 
 def device() -> dict:
@@ -54,28 +62,32 @@ def device() -> dict:
     if not torch.cuda.is_available():
         why = "finds no CUDA device (does nvidia-smi?)" if torch.version.cuda else "is built without CUDA"
         sys.exit(f"gpu: there is no CUDA device: torch {torch.__version__} {why}. Nothing was run.")
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    commit = subprocess.run(git, cwd=setup.ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    commit = git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").strip() or "unknown"
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     return {"date": date, "device": torch.cuda.get_device_name(), "torch": str(torch.__version__), "commit": commit}
 
 
 def run(stage, env) -> dict:
-    """Runs the steps of a stage; {step: passed, failed or skipped} and the seconds it took."""
-    missing = [name for name in PACKAGES[stage] if importlib.util.find_spec(name) is None]
-    if missing:
-        print(f"gpu: {stage} skipped, missing here: {', '.join(missing)}", flush=True)
-        return {"steps": {stage: f"skipped, missing: {', '.join(missing)}"}, "seconds": 0}
-    started, steps = time.monotonic(), {}
+    """Runs the steps of a stage: how each ended, the seconds it took, and how many runs were computed."""
+    started, before, steps = time.monotonic(), cached(), {}
     for name, line in STEPS[stage]():
         print(f"gpu: {stage}, {name}", flush=True)
         code = subprocess.call([sys.executable, *line], cwd=setup.ROOT, env=env)
         steps[name] = "passed" if code == 0 else f"failed with exit code {code}"
-    return {"steps": steps, "seconds": round(time.monotonic() - started)}
+    return {"steps": steps, "seconds": round(time.monotonic() - started), "computed": cached() - before}
+
+
+def cached() -> int:
+    """How many runs the cache has."""
+    from stiffkit import results
+
+    return len(list(results.cache().glob("*.nc")))
 
 
 def tests() -> list:
-    return [("cuda", ["-m", "pytest", "-q", "-m", "cuda", "tests"])]
+    """The files with tests for a device; the others need packages that a machine for computing may not have."""
+    files = [f for f in sorted(setup.ROOT.glob("tests/test_*.py")) if "mark.cuda" in f.read_text(encoding="utf-8")]
+    return [(f.stem, ["-m", "pytest", "-q", "-m", "cuda", str(f)]) for f in files]
 
 
 def sweeps() -> list:
@@ -100,19 +112,25 @@ def chapters() -> list:
 STEPS = {"tests": tests, "sweeps": sweeps, "chapters": chapters}
 
 
-def described(summary) -> str:
+def described(summary, skipped) -> str:
     """The summary to read: one line a step, and the results that changed."""
-    lines = ["# On a GPU", ""]
+    lines = ["# On a GPU", "", *(f"- {line}" for line in skipped), ""]
     for stage, found in summary.items():
         lines += [
             f"## {stage}: {found['date']}, {found['device']}, torch {found['torch']}, commit {found['commit']}",
             "",
         ]
         lines += [f"- {name}: {result}" for name, result in found["steps"].items()]
-        lines += [f"- {found['seconds']} seconds", ""]
-    git = ["git", "status", "--short", "--", "book/results"]
-    changed = subprocess.run(git, cwd=setup.ROOT, capture_output=True, text=True, check=False).stdout
+        lines += [f"- {found['seconds']} seconds, {found['computed']} runs computed", ""]
+    changed = git("status", "--short", "--", "book/results", ":!book/results/gpu.json")
     return "\n".join([*lines, "## Results that changed, to be looked at and committed", "", changed or "none"])
+
+
+def git(*arguments) -> str:
+    """What git says, or nothing where there is no git."""
+    line = ["git", *arguments]
+    found = shutil.which("git") and subprocess.run(line, cwd=setup.ROOT, capture_output=True, text=True, check=False)
+    return found.stdout if found else ""
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def empty_cache():  # noqa: ANN201
     the work.
     """
     with tempfile.TemporaryDirectory(prefix="stiffkit-", ignore_cleanup_errors=True) as folder:
-        yield environment(STIFFKIT_CACHE=folder, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+        yield environment(STIFFKIT_CACHE=folder, STIFFKIT_DEVICE="cpu", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
 
 
 def command(name) -> str:

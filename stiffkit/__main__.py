@@ -46,8 +46,12 @@ def errors_as_messages() -> Iterator[None]:
     try:
         yield
     except _MENDABLE as error:
-        typer.echo("\n".join([f"Error: {error}", *getattr(error, "__notes__", [])]), err=True)
+        typer.echo("\n".join([f"Error: {error}", *_notes(error)]), err=True)
         raise typer.Exit(1) from None
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def _print_version(wanted: bool) -> None:
@@ -202,10 +206,10 @@ class _WithPairs(typer.core.TyperCommand):
         for word in words:
             joined.append(word)
             if word == "-p":
-                pair = [next(words, None), next(words, None)]
-                if None in pair:
+                name, value = next(words, ""), next(words, None)
+                if not name.isidentifier() or value in (None, "-p", "-f", "-o"):
                     raise typer.BadParameter("a name and a value are wanted, such as -p epochs 3", ctx, param_hint="-p")
-                joined.append("=".join(pair))
+                joined.append(f"{name}={value}")
         return super().parse_args(ctx, joined)
 
 
@@ -235,19 +239,27 @@ def rerun_chapter(
     from stiffkit import rerun
 
     with errors_as_messages():
+        if not name and (p or file or profile or out):
+            raise ValueError("a chapter is wanted, by number or name; without any option they are listed")
         if not name:
             typer.echo("\n".join(f"{c.number}  {c.name}" for c in rerun.chapters()))
             return
         chapter = rerun.find(name)
         values = rerun.given(chapter, profile, file, [tuple(pair.split("=", 1)) for pair in p or []])
+        minutes = chapter.check(values).minutes
+        cost = f"about {max(minutes, 0.1):.1f} minutes to compute" if minutes else "nothing to compute"
         if out is None:
-            minutes = chapter.check(values).minutes
             typer.echo(rerun.described(chapter, values))
             typer.echo(f"profiles: {', '.join(rerun.profiles(chapter))}")
-            cost = f"about {max(minutes, 0.1):.1f} minutes to compute" if minutes else "nothing to compute"
             typer.echo(f"{cost}; to run it, add -o out.html or -o out.ipynb")
             return
-        typer.echo(f"{rerun.rerun(chapter, values, out)} written")
+        if minutes:
+            typer.echo(cost, err=True)
+        try:
+            typer.echo(f"{rerun.rerun(chapter, values, out)} written")
+        except KeyboardInterrupt as error:
+            typer.echo("\n".join(["Stopped; runs that were begun go on from there.", *_notes(error)]), err=True)
+            raise typer.Exit(130) from None
 
 
 @results_app.command("list")

@@ -233,7 +233,7 @@ def run_together(
     if not all(map(results.source, experiments)):
         key = experiments[0].training.key
         with results.reserved(key):  # who had to wait finds what the other process has computed
-            missing = [e for e in experiments if not results.source(e)]
+            missing = [e for e in dict.fromkeys(experiments) if not results.source(e)]
             computed = compute(missing, device=chosen_device(device), progress=progress) if missing else []
             for experiment, run in zip(missing, computed, strict=True):
                 results.save(experiment, run)

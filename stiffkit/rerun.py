@@ -1,17 +1,18 @@
 """Chapters from the command line: parameters checked before a kernel starts, runs with progress, then the notebook."""
 
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from stiffkit.chapters import Chapter, ParameterError, chapters
 from stiffkit.results import book
 
-BOOK_ROLES = ("cite:p", "cite:t", "doc", "ref", "numref", "eq")  # a page that stands alone shows their words
 ATTEMPTS = 3  # at a kernel that dies before its first cell: another program took its port
 
 
@@ -83,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise ParameterError(f"{path}: parameters are wanted, one `name: value` a line")
     return content
 
@@ -102,37 +103,57 @@ def rerun(chapter: type[Chapter], values: Mapping[str, Any], out: Path, *, progr
 
     Raises:
         ParameterError: before anything is computed: a wrong parameter, more minutes than `max_minutes`, a wrong `out`.
-        ChapterError: a cell failed. The notebook is kept as far as it came: at `out`, or, where that is a page, beside
-            it with the ending `.partly.ipynb`; a note of the error says so.
+        ChapterError: a cell failed, or the kernel died. The notebook is kept as far as it came, beside `out` with the
+            ending `.partly.ipynb`; a note of the error says so.
 
     """
-    if out.suffix not in (".ipynb", ".html"):
-        raise ParameterError(f"{out}: a name that ends in .ipynb or .html is wanted")
-    if not out.absolute().parent.is_dir():
-        raise ParameterError(f"{out}: there is no folder {out.absolute().parent}")
     p = chapter.check(values)
+    _check(p, out)
     p.allow()
     p.prepare(progress=progress)
     with tempfile.TemporaryDirectory() as folder:
-        is_page = out.suffix == ".html"
-        notebook = Path(folder, "page.ipynb") if is_page else out
+        notebook = Path(folder, "chapter.ipynb")
         try:
             _execute(p.notebook, notebook, {name: getattr(p, name) for name in values}, progress)
+            content = page(notebook) if out.suffix == ".html" else notebook.read_text(encoding="utf-8")
+            _write(out, content)
         except BaseException as error:
-            kept = out.with_suffix(".partly.ipynb") if is_page else out
-            if is_page and notebook.exists():
+            if notebook.exists():
+                kept = out.with_suffix(".partly.ipynb")
                 shutil.copyfile(notebook, kept)
-            if kept.exists():
                 error.add_note(f"The notebook as far as it came is {kept}")
             raise
-        if is_page:
-            out.write_text(page(notebook), encoding="utf-8")
     return out
+
+
+def _check(p: Chapter, out: Path) -> None:
+    """Refuse, before anything is computed, what could not be run or written."""
+    if out.suffix not in (".ipynb", ".html"):
+        raise ParameterError(f"{out}: a name that ends in .ipynb or .html is wanted")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise ParameterError(f"{out}: {'it is a folder' if out.is_dir() else 'its folder does not exist'}")
+    if out.resolve().is_relative_to(book().resolve()):
+        raise ParameterError(f"{out}: the book's own folder is not written to; choose a name outside of {book()}")
+    if not p.notebook.exists():
+        raise ParameterError(f"there is no {p.notebook}: chapters need a checkout of the book, or STIFFKIT_BOOK")
+    if missing := [name for name in ("papermill", "ipykernel", "myst_nb") if find_spec(name) is None]:
+        raise ParameterError(f"chapters need {', '.join(missing)}: pip install 'stiffkit[book]'")
+
+
+def _write(out: Path, content: str) -> None:
+    """Write a file under a temporary name, then rename."""
+    part = out.with_name(f"{out.name}.{os.getpid()}.part")
+    try:
+        part.write_text(content, encoding="utf-8")
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _execute(source: Path, target: Path, values: dict[str, Any], progress: bool) -> None:
     """Execute with papermill in this environment's kernel, once more where another program took the kernel's port."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel goes before the user's
     for attempt in range(1, ATTEMPTS + 1):
@@ -148,43 +169,92 @@ def _execute(source: Path, target: Path, values: dict[str, Any], progress: bool)
             return
         except papermill.PapermillExecutionError as error:
             raise ChapterError(f"cell {error.exec_count} failed with {error.ename}: {error.evalue}") from None
+        except DeadKernelError:
+            raise ChapterError("the kernel died in the middle of the chapter: was there enough memory?") from None
         except RuntimeError as error:
-            if attempt == ATTEMPTS or not str(error).startswith("Kernel d"):  # died, or did not respond, at its start
+            if not str(error).startswith(("Kernel died before", "Kernel didn't")):
                 raise
+            if attempt == ATTEMPTS:
+                raise ChapterError(f"the kernel did not start, {ATTEMPTS} times: {error}") from None
 
 
 def page(notebook: Path) -> str:
     """An executed notebook as one HTML page that needs no network: text, figures, what cells printed."""
     from docutils.core import publish_string
-    from docutils.parsers.rst import roles
     from myst_nb.docutils_ import Parser
 
-    for name in BOOK_ROLES:
-        roles.register_local_role(name, _as_text)
     with tempfile.TemporaryDirectory() as folder:
         settings = {
             "image_loading": "embed",
             "math_output": "MathML",
             "myst_enable_extensions": ["amsmath", "colon_fence", "deflist", "dollarmath", "substitution"],
+            "nb_append_css": False,
             "nb_execution_mode": "off",
             "nb_output_folder": folder,
             "nb_render_markdown_format": "gfm",
             "output_encoding": "unicode",
             "report_level": 4,
-            "nb_append_css": False,
             "stylesheet_path": [str(book() / "_static" / "page.css")],
             "syntax_highlight": "none",
         }
-        return publish_string(
-            notebook.read_text(encoding="utf-8"),
+        html = publish_string(
+            _standing_alone(notebook),
             source_path=str(notebook),
             parser=Parser(),
             writer_name="html5",
             settings_overrides=settings,
         )
+    return html.replace("<head>", '<head>\n<meta charset="utf-8" />', 1)
 
 
-def _as_text(name: str, raw: str, text: str, *_: Any) -> tuple[list, list]:
-    from docutils import nodes
+def _standing_alone(notebook: Path) -> str:
+    """A notebook with references to figures, equations and papers as the whole book would resolve them."""
+    import nbformat
 
-    return [nodes.inline(raw, text)], []
+    content = nbformat.read(notebook, 4)
+    own = [cell.metadata.get("mystnb", {}).get("figure", {}) for cell in content.cells]
+    text = "\n".join(cell.source for cell in content.cells if cell.cell_type == "markdown")
+    numbers = {
+        "numref": {name: f"Fig. {k}" for k, name in enumerate([f["name"] for f in own if "name" in f], 1)},
+        "eq": {name: f"({k})" for k, name in enumerate(re.findall(_LABEL, text), 1)},
+    }
+
+    def resolved(source: str) -> str:
+        source = re.sub(r"\n\$\$ *" + _LABEL, lambda m: f"\\qquad {numbers['eq'][m[1]]}\n$$", source)
+        for pattern, ours in _MATHML.items():
+            source = re.sub(pattern, ours, source)
+        return re.sub(r"\{(cite:[pt]|numref|eq|doc|ref)\}`([^`]+)`", reference, source)
+
+    def reference(match: re.Match) -> str:
+        role, target = match.groups()
+        return _cited(role, target) if role.startswith("cite") else numbers.get(role, {}).get(target, target)
+
+    for cell, figure in zip(content.cells, own, strict=True):
+        if cell.cell_type == "markdown":
+            cell.source = resolved(cell.source)
+        elif "caption" in figure:
+            figure["caption"] = resolved(figure["caption"])
+    return nbformat.writes(content)
+
+
+_LABEL = r"\((eq-[\w-]+)\)"
+_MATHML = {  # what docutils' MathML does not know, in words that it knows
+    r"\\rm (\w+)": r"\\mathrm{\1}",
+    r"\\tag\{([^}]*)\}": r"\\qquad\\text{(\1)}",
+    r"\\mathop\{(\\\w+ \w)\}": r"\1",
+    r"\\vec (\w)": r"\\mathbf{\1}",  # an arrow pushes the index below it
+}
+
+
+def _cited(role: str, keys: str) -> str:
+    """Authors and year, in a sentence (`cite:t`) or in brackets (`cite:p`)."""
+    from pybtex.database import parse_file
+
+    known = parse_file(str(book() / "references.bib")).entries
+    said = []
+    for entry in (known[key.strip()] for key in keys.split(",")):
+        names = [" ".join(person.last_names) for person in entry.persons["author"]]
+        who = names[0] + (" et al." if len(names) > 2 else f" and {names[1]}" if len(names) == 2 else "")
+        year = entry.fields["year"]
+        said.append(f"{who} ({year})" if role == "cite:t" else f"{who}, {year}")
+    return ", ".join(said) if role == "cite:t" else f"({'; '.join(said)})"

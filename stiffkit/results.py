@@ -273,7 +273,7 @@ def pack(name: str, patterns: Sequence[str]) -> Path:
     Args:
         name: of the file, such as "02_class_matrices".
         patterns: of keys, such as `mnist-fc-30ep-*`. The runs that match are taken from the cache; runs that the file
-            has already stay in it, unless the cache has them too.
+            has already stay in it, stale ones too, unless the cache has them anew.
 
     Returns:
         The file: runs along `run`, the experiment and the provenance of each as JSON. Class matrices are
@@ -291,7 +291,7 @@ def pack(name: str, patterns: Sequence[str]) -> Path:
         raise ResultsError(f"no run in {cache()} matches {' '.join(patterns)}: stiffkit results list shows the keys")
     if path.exists() and "run" not in load(path).dims:
         raise ResultsError(f"{path} holds a chapter's own measurements, not runs: choose another name")
-    kept = {run.attrs["experiment"]: run for run in (runs(path) if path.exists() else []) if is_current(run.attrs)}
+    kept = {run.attrs["experiment"]: run for run in (runs(path) if path.exists() else [])}
     together = [run for _, run in sorted((kept | fresh).items(), key=_order)]
     return write(path, _packed(together))
 

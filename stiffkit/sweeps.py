@@ -7,7 +7,7 @@ import tempfile
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Executor, wait
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +19,6 @@ import torch
 import xarray as xr
 
 from stiffkit import checked_file, results, stopped
-from stiffkit.checked_file import ResultsError
 from stiffkit.engines import Processes
 from stiffkit.experiment import Experiment, Training, chosen_device, cost_of_images, run_together
 
@@ -167,6 +166,20 @@ class Sweep:
                 raise
         return replace(self, failed=failed)
 
+    def record(self, name: str) -> Path:
+        """Compute what is not recorded by the present versions of the code, and put it into `book/results/NAME.nc`.
+
+        Raises:
+            RuntimeError: with the table, where a run failed; nothing is put there.
+
+        """
+        experiments = tuple(e for e in self.experiments if not results.source(e).startswith("recorded"))
+        done = replace(self, experiments=experiments).run()
+        if done.failed:
+            raise RuntimeError(done.report)
+        path = results.book() / "results" / f"{name}.nc"
+        return results.pack(name, [e.key for e in experiments]) if experiments else path
+
 
 def sweep(
     experiment: Experiment,
@@ -258,7 +271,7 @@ class _Progress:
         from tqdm import tqdm
 
         self._images = {t: t.images(cost_of_images(t.dataset, t.model)[0])[-1] for t in trainings}
-        before = sum(self._seen(t) for t in self._images)
+        before = sum(stopped.images_seen(t.key) for t in self._images)
         self._bar = tqdm(
             total=sum(self._images.values()),
             initial=before,
@@ -279,14 +292,9 @@ class _Progress:
         if self._bar.disable:
             return
         ended = self._images.keys() - waiting
-        seen = sum(self._images[t] for t in ended) + sum(self._seen(t) for t in waiting)
+        seen = sum(self._images[t] for t in ended) + sum(stopped.images_seen(t.key) for t in waiting)
         self._bar.set_description(f"{len(ended)} of {len(self._images)} trainings, {failed} failed", refresh=False)
         self._bar.update(seen - self._bar.n)
-
-    def _seen(self, training: Training) -> int:
-        with suppress(ResultsError):
-            return stopped.load(stopped.path(training.key)).training["images"]
-        return 0
 
 
 def _reason(error: BaseException) -> str:

@@ -272,6 +272,19 @@ def test_what_a_read_only_folder_has_is_found(folder, tmp_path, read_only):
     assert contents(folder) == before
 
 
+@no_plain_user
+def test_a_damaged_file_in_a_read_only_folder_is_named_and_what_is_whole_is_found(folder, tmp_path, read_only):
+    results.cached(TWO).write_bytes(b"damaged")
+    read_only()
+    before = contents(folder)
+    line = ["sweep", sweep_file(tmp_path, seed=[1, 2]), "--dry-run"]
+    code, said, stderr = Child(stiffkit, *line, before=be_a_plain_user).finish()
+    assert (code, states(said)) == (0, {ONE.key: "done (cached)", TWO.key: "missing"})
+    assert f"{TWO.key}.nc is damaged" in stderr
+    assert "it cannot be set aside: Permission denied" in stderr
+    assert contents(folder) == before
+
+
 # --------------------------------------------------------------------------------------------------------- two at once
 
 

@@ -12,6 +12,8 @@ import torch
 from docutils import nodes
 from docutils.core import publish_doctree
 
+from stiffkit import results
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT / "ci"), str(ROOT / "book" / "_ext")]
 
@@ -29,6 +31,7 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "device", lambda: ABOUT)
     steps = {"tests": [("good", ["-c", ""])], "sweeps": [("a", ["-c", ""]), ("b", ["-c", "raise SystemExit(3)"])]}
     monkeypatch.setattr(gpu, "STEPS", {name: lambda chosen=lines: chosen for name, lines in steps.items()})
+    monkeypatch.setenv("STIFFKIT_CACHE", str(tmp_path))
     return tmp_path
 
 
@@ -47,22 +50,35 @@ def test_an_unknown_stage_is_refused():
 
 def test_stages_are_written_down_as_they_pass_and_fail(folders, capsys):
     gpu.main(["tests"])
-    with pytest.raises(SystemExit, match="not everything passed"):
+    with pytest.raises(SystemExit, match="not everything ran and passed"):
         gpu.main(["sweeps"])
     stages = json.loads((folders / "gpu.json").read_text(encoding="utf-8"))
-    assert stages["tests"] | {"seconds": 0} == {**ABOUT, "steps": {"good": "passed"}, "seconds": 0}
+    assert stages["tests"] | {"seconds": 0} == {
+        **ABOUT,
+        "steps": {"good": "passed"},
+        "seconds": 0,
+        "computed": 0,
+    }
     assert stages["sweeps"]["steps"] == {"a": "passed", "b": "failed with exit code 3"}
     assert "- b: failed with exit code 3" in (folders / "out/summary.md").read_text(encoding="utf-8")
     said = recorded.last_gpu_run(folders / "gpu.json")
-    assert said == "tests 2026-01-02 (a GPU): passed; sweeps 2026-01-02 (a GPU): b failed with exit code 3"
+    about = "2026-01-02 (a GPU, 0 runs computed)"
+    assert said == f"tests {about}: passed; sweeps {about}: b failed with exit code 3"
 
 
-def test_a_stage_whose_packages_are_missing_is_named_and_skipped(folders, monkeypatch, capsys):
+def test_a_stage_whose_packages_are_missing_is_named_and_skipped_and_what_was_known_stays(folders, monkeypatch, capsys):
+    gpu.main(["tests"])
+    before = (folders / "gpu.json").read_text(encoding="utf-8")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pydantic" else name)
-    with pytest.raises(SystemExit, match="not everything passed"):
-        gpu.main(["sweeps"])
-    assert "sweeps skipped, missing here: pydantic" in capsys.readouterr().out
-    assert "sweeps skipped, missing: pydantic" in recorded.last_gpu_run(folders / "gpu.json")
+    with pytest.raises(SystemExit, match="not everything ran and passed"):
+        gpu.main(["tests"])
+    assert "tests skipped, missing here: pydantic" in capsys.readouterr().out
+    assert "tests skipped, missing here: pydantic" in (folders / "out/summary.md").read_text(encoding="utf-8")
+    assert (folders / "gpu.json").read_text(encoding="utf-8") == before
+
+
+def test_the_tests_for_a_device_are_found():
+    assert "test_gradients" in dict(gpu.tests())
 
 
 def test_all_sweeps_scripts_and_chapters_are_steps():
@@ -81,10 +97,10 @@ def test_a_page_of_stale_results_says_so_and_the_others_do_not(monkeypatch):
     def page(name):
         doctree = publish_doctree("A chapter\n=========\n\nText.\n", settings_overrides={"doctitle_xform": False})
         recorded.warn_of_stale(SimpleNamespace(env=SimpleNamespace(docname=f"book/{name}")), doctree)
-        return [node.astext() for node in doctree.findall(nodes.warning)]
+        return [node.astext().split(" ")[0] for node in doctree.findall(nodes.warning)]
 
-    pages = ["01_definition", "02_class_matrices", "verdicts", "index", "api"]
+    pages = ["01_definition", "02_class_matrices", "verdicts", "index", "api", "live/02_class_matrices"]
     assert not any(map(page, pages))
     monkeypatch.setattr("stiffkit.training.TRAINING_VERSION", 99)
-    assert [bool(page(name)) for name in pages] == [True, True, True, True, False]
-    assert page("01_definition")[0].startswith("1 of the results")
+    of_chapter_2 = str(len(results.described(ROOT / "book/results/02_class_matrices.nc")))
+    assert [page(name) for name in pages] == [["1"], *[[of_chapter_2]] * 3, [], []]

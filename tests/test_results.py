@@ -620,6 +620,20 @@ def test_runs_of_other_versions_are_not_packed():
     assert results.load(results.pack("a", ["*"])).sizes["run"] == 1
 
 
+def test_stale_runs_stay_recorded_until_they_are_computed_anew(monkeypatch):
+    for seed in (1, 2):
+        in_cache(seed)
+    path = results.pack("02_small", ["*"])
+    emptied_cache()
+    monkeypatch.setattr("stiffkit.training.TRAINING_VERSION", 2)
+    assert results.stale(path) == 2
+    in_cache(1, a_run(1).assign_attrs(training_version=2))
+    results.pack("02_small", ["*"])
+    assert (results.stale(path), len(results.described(path))) == (1, 2)
+    assert results.source(an_experiment(1)) == "recorded, 02_small.nc"
+    assert results.source(an_experiment(2)) == ""
+
+
 @half_open
 @pytest.mark.parametrize("damaged", ["cached", "recorded"])
 def test_damage_stops_packing(folder, damaged):

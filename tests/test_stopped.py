@@ -164,6 +164,51 @@ def test_a_damaged_one_is_named_set_aside_and_begun_anew(damage):
     assert path.with_name(path.name + ".set-aside").read_bytes() == kept
 
 
+def test_how_far_it_is_can_be_asked_without_reading_it():
+    key = small().training.key
+    assert stopped.images_seen(key) == 0
+    stop(small(), 3)
+    assert stopped.images_seen(key) == stopped.load(stopped.path(key)).training["images"] == 96
+    stopped.path(key).write_bytes(b"\xff" * 40)
+    assert stopped.images_seen(key) == 0
+
+
+def test_an_experiment_that_is_asked_for_twice_is_computed_once():
+    both = experiments.run_together([small(), small()], progress=False)
+    assert both[0].images.values.tolist() == small().training.reached(1_201)
+    same_numbers(*both)
+
+
+def test_the_device_is_the_one_named_or_the_environments(monkeypatch):
+    monkeypatch.delenv("STIFFKIT_DEVICE", raising=False)
+    assert experiments.chosen_device() == "cpu"
+    monkeypatch.setenv("STIFFKIT_DEVICE", "cuda")
+    assert (experiments.chosen_device(), experiments.chosen_device("cpu")) == ("cuda", "cpu")
+    with pytest.raises(ValueError, match="'tpu': allowed are cpu and cuda"):
+        experiments.chosen_device("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_cuda_is_refused():
+    with pytest.raises(ValueError, match="finds no CUDA device"):
+        small().run(device="cuda")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_device_a_run_that_was_stopped_goes_on(monkeypatch):
+    monkeypatch.setenv("STIFFKIT_DEVICE", "cuda")
+    whole = compute([small()], device="cuda", progress=False)[0]
+    stopped.forget(small().training.key)
+    stop(small(), 3)
+    found = small().run(progress=False)
+    xr.testing.assert_allclose(found.within, whole.within.astype("float32"), atol=0.05)
+    assert found.attrs["device"] == torch.cuda.get_device_name()
+    stopped.forget(small().training.key)
+    here = compute([small()], progress=False)[0]
+    xr.testing.assert_allclose(here.within.isel(images=0), whole.within.isel(images=0), atol=1e-4)
+
+
 def test_nothing_in_it_is_executed():
     class Evil:
         def __reduce__(self):
@@ -171,6 +216,6 @@ def test_nothing_in_it_is_executed():
 
     path, content = stopped.path("evil"), io.BytesIO()
     torch.save({"made_with": Evil()}, content)
-    checked_file.write(path, content.getvalue())
-    with pytest.raises(checked_file.ResultsError, match="evil"):
+    checked_file.write(path, b"0\n" + content.getvalue())
+    with pytest.raises(checked_file.ResultsError, match=r"evil.*Weights only load failed"):
         stopped.load(path)

@@ -7,9 +7,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-from stiffkit import results
+from stiffkit import claims, results
 
-OF_ALL = ("index", "verdicts")  # pages that speak of every recorded run
+OF_ALL = ("book/index", "book/verdicts")  # pages that speak of every run that judges a claim
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -29,7 +29,10 @@ def last_gpu_run(path: Path) -> str:
     if not path.exists():
         return "none so far"
     stages = json.loads(path.read_text(encoding="utf-8")).items()
-    return "; ".join(f"{stage} {found['date']} ({found['device']}): {verdict(found)}" for stage, found in stages)
+    return "; ".join(
+        f"{stage} {found['date']} ({found['device']}, {found['computed']} runs computed): {verdict(found)}"
+        for stage, found in stages
+    )
 
 
 def verdict(found: dict) -> str:
@@ -40,8 +43,14 @@ def verdict(found: dict) -> str:
 
 def warn_of_stale(app: Sphinx, doctree: nodes.document) -> None:
     """Says at the head of a page that its recorded results were made by other versions of the code."""
-    page = Path(app.env.docname).name
-    stale = sum(results.stale(path) for path in results.recorded() if page in (path.stem, *OF_ALL))
+    page = app.env.docname
+    judging = {e.identity for runs in claims.read().runs.values() for e in runs.experiments()} if page in OF_ALL else ()
+    stale = sum(
+        not results.is_current(made_with)
+        for path in results.recorded()
+        for experiment, made_with in results.described(path).items()
+        if page == f"book/{path.stem}" or experiment in judging
+    )
     if stale:
         words = (
             f"{stale} of the results behind this page were made by another version of the training or the measuring "
