@@ -12,12 +12,12 @@ that were run, and the summary to read, are in _build/gpu.
 
 import importlib.util
 import json
-import shutil
 import subprocess
 import sys
 import time
 from datetime import UTC, datetime
 
+import live
 import setup
 
 OUT = setup.ROOT / "_build" / "gpu"
@@ -62,7 +62,7 @@ def device() -> dict:
     if not torch.cuda.is_available():
         why = "finds no CUDA device (does nvidia-smi?)" if torch.version.cuda else "is built without CUDA"
         sys.exit(f"gpu: there is no CUDA device: torch {torch.__version__} {why}. Nothing was run.")
-    commit = git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*").strip() or "unknown"
+    commit = live.commit().replace("`", "")
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     return {"date": date, "device": torch.cuda.get_device_name(), "torch": str(torch.__version__), "commit": commit}
 
@@ -122,15 +122,15 @@ def described(summary, skipped) -> str:
         ]
         lines += [f"- {name}: {result}" for name, result in found["steps"].items()]
         lines += [f"- {found['seconds']} seconds, {found['computed']} runs computed", ""]
-    changed = git("status", "--short", "--", "book/results", ":!book/results/gpu.json")
-    return "\n".join([*lines, "## Results that changed, to be looked at and committed", "", changed or "none"])
+    return "\n".join([*lines, "## Results that changed, to be looked at and committed", "", changed()])
 
 
-def git(*arguments) -> str:
-    """What git says, or nothing where there is no git."""
-    line = ["git", *arguments]
-    found = shutil.which("git") and subprocess.run(line, cwd=setup.ROOT, capture_output=True, text=True, check=False)
-    return found.stdout if found else ""
+def changed() -> str:
+    """The results that differ from the committed ones."""
+    try:
+        return live.git("status", "--short", "--", "book/results", ":!book/results/gpu.json") or "none"
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (no git here)"
 
 
 if __name__ == "__main__":

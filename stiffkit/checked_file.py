@@ -15,7 +15,12 @@ class ResultsError(ValueError):
 
 
 def write(path: Path, content: bytes) -> Path:
-    """Write content and its checksum under a temporary name, then rename.
+    """Write content and its checksum, whole, as `write_whole` does."""
+    return write_whole(path, content + _checksum(content))
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write content under a temporary name, then rename.
 
     Raises:
         OSError: naming the file, if the folder cannot be written to or the disk is full; what was there is kept.
@@ -25,7 +30,7 @@ def write(path: Path, content: bytes) -> Path:
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content + _checksum(content))
+            part.write_bytes(content)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)

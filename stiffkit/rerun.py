@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stiffkit.chapters import Chapter, ParameterError, chapters
+from stiffkit.checked_file import write_whole
 from stiffkit.pages import page
 from stiffkit.results import book
 
@@ -115,8 +116,8 @@ def rerun(chapter: type[Chapter], values: Mapping[str, Any], out: Path, *, progr
         notebook = Path(folder, "chapter.ipynb")
         try:
             _execute(p.notebook, notebook, {name: getattr(p, name) for name in values}, progress)
-            content = page(notebook) if out.suffix == ".html" else notebook.read_text(encoding="utf-8")
-            _write(out, content)
+            content = page(notebook).encode() if out.suffix == ".html" else notebook.read_bytes()
+            write_whole(out, content)
         except BaseException as error:
             if notebook.exists():
                 kept = out.with_suffix(".partly.ipynb")
@@ -138,16 +139,6 @@ def _check(p: Chapter, out: Path) -> None:
         raise ParameterError(f"there is no {p.notebook}: chapters need a checkout of the book, or STIFFKIT_BOOK")
     if missing := [name for name in ("papermill", "ipykernel", "myst_nb") if find_spec(name) is None]:
         raise ParameterError(f"chapters need {', '.join(missing)}: pip install 'stiffkit[book]'")
-
-
-def _write(out: Path, content: str) -> None:
-    """Write a file under a temporary name, then rename."""
-    part = out.with_name(f"{out.name}.{os.getpid()}.part")
-    try:
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _execute(source: Path, target: Path, values: dict[str, Any], progress: bool) -> None:

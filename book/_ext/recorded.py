@@ -36,7 +36,7 @@ def last_gpu_run(path: Path) -> str:
 
 
 def verdict(found: dict) -> str:
-    """Of one stage: passed, skipped, or what failed."""
+    """Of one stage: passed, or what failed."""
     bad = {name: result for name, result in found["steps"].items() if result != "passed"}
     return ", ".join(f"{name} {result}" for name, result in bad.items()) or "passed"
 

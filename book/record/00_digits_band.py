@@ -1,4 +1,4 @@
-"""Compute the runs that tests/test_band.py holds a run to, and write book/results/digits_band.nc; about 2 minutes."""
+"""Compute the runs that tests/test_band.py holds a run to, and write book/results/digits_band.nc; some minutes."""
 
 from stiffkit.results import book
 from stiffkit.sweeps import Sweep

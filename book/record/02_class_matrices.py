@@ -2,7 +2,7 @@
 
 python book/record/02_class_matrices.py [mnist] [fashion_mnist] [cifar10] [cifar10_v3]
 
-Needs the data sets: in $STIFFKIT_DATA, in the cache, or fetched. MNIST and Fashion-MNIST take about 4 minutes a seed in
+Needs the data sets: in $STIFFKIT_DATA, in the cache, or fetched. MNIST and Fashion-MNIST take about 5 minutes a seed in
 one thread, CIFAR-10 an hour. Runs that are recorded, or in the cache, are not computed again; a run that was stopped
 goes on from its last checkpoint.
 """
