@@ -10,7 +10,7 @@ import sys
 
 import setup
 
-PARALLEL = ("-n", "auto", "--dist", "loadfile")  # on two cores a third faster; a notebook's cells stay together
+PARALLEL = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")  # a notebook's cells stay together
 
 
 def main(arguments) -> int:

@@ -84,8 +84,8 @@ class Chapter(BaseModel):
         name = str(error["loc"][0]) if error["loc"] else ""
         if error["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, cls.model_fields, 1)
-            hint = f"; did you mean {near[0]!r}" if near else ""
-            return f"unknown parameter {name!r}{hint}. This chapter takes: {', '.join(cls.model_fields)}"
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            return f"unknown parameter {name!r}{hint} This chapter takes: {', '.join(cls.model_fields)}"
         message = error["msg"].removeprefix("Value error, ")
         return f"parameter {name!r} = {error['input']!r}: {message}" if name else message
 

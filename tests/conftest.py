@@ -11,6 +11,12 @@ import pytest
 import torch
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests go first, so that processes side by side end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def made_up(seed=0, classes=10, train=3, test=4, size=(3, 5), colour=False):
     """The arrays of a file: `train` and `test` random images of each class, shuffled."""
     random = np.random.default_rng(seed)

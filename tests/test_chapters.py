@@ -545,10 +545,9 @@ def test_some_commands_are_printed():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Three runs at once, as a person starts them: (exit code, executed notebook, what was printed)."""
+    """Two runs at once, as a person starts them: (exit code, executed notebook, what was printed)."""
     folder = tmp_path_factory.mktemp("papermill")
     arguments = {
-        "quick": ["-f", "book/parameters/quick/01.yml"],
         "wrong": ["-p", "datset", "digits", "-p", "points", "abc"],
         "long": ["-p", "dataset", "digits", "-p", "max_minutes", "0.05"],
     }
@@ -574,37 +573,11 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def kinds(cell):
-    return [kind for output in cell.outputs for kind in output.get("data", {})]
-
-
 def errors(notebook):
     return [output for cell in code_cells(notebook) for output in cell.outputs if output.output_type == "error"]
 
 
-def test_papermill_with_quick_parameters_runs_green(runs):
-    code, notebook, printed = runs["quick"]
-    assert code == 0, printed
-    assert not errors(notebook)
-    assert all(cell.execution_count for cell in code_cells(notebook))
-    assert not [output for cell in code_cells(notebook) for output in cell.outputs if output.get("name") == "stderr"]
-
-
-def test_a_quick_run_has_all_figures_and_says_what_was_run(runs):
-    executed, stored = runs["quick"][1], nbformat.read(ROOT / NOTEBOOK, 4)
-    figures, wanted = (sum("image/png" in kinds(cell) for cell in code_cells(book)) for book in (executed, stored))
-    assert figures == wanted == 5
-    texts = [
-        output.data["text/markdown"]
-        for cell in code_cells(executed)
-        for output in cell.outputs
-        if "text/markdown" in output.get("data", {})
-    ]
-    assert "You ran this chapter with `dataset` = `'digits'`" in texts[0]
-    assert not any("nan" in text for text in texts)
-    assert not any("You ran" in str(cell.get("outputs")) for cell in code_cells(stored))
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "error", "words"),
     [

@@ -48,6 +48,7 @@ def test_there_is_a_core():
     assert 1 <= cores() <= psutil.cpu_count()
 
 
+@pytest.mark.slow
 def test_calls_deaths_and_errors(tmp_path):
     """Results and errors come back; a death is made good, and the third is an error; others do not notice."""
     for folder in ("once", "always"):
@@ -77,6 +78,7 @@ def test_what_is_cancelled_ends_at_once(tmp_path):
     assert "stopped" in str(first.exception(1))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
 def test_no_process_outlives_a_parent_that_was_killed(tmp_path):
     code = textwrap.dedent(

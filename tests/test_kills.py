@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows"),
 ]
 FILE = """
-experiment: {dataset: digits, model: fc, epochs: 5, points: 40, arithmetics: [exact]}
+experiment: {dataset: digits, model: fc, epochs: 3, points: 40, arithmetics: [exact]}
 axes: {seed: 1-3}
 """
 VICTIMS = ("worker", "parent", "Dask worker")
@@ -87,7 +87,7 @@ def test_a_kill_loses_nothing_doubles_nothing_and_changes_no_number(moment, undi
         sweep = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         stack.callback(lambda: sweep.poll() is None and end(sweep))
         wait_for(lambda: list(cache.glob("*.stopped")))  # the first checkpoint of the first runs
-        time.sleep(chance.uniform(0, 4))
+        time.sleep(chance.uniform(0, 2.5))
         finished = {path: path.read_bytes() for path in cache.glob("*.nc")}
         below = psutil.Process(sweep.pid)
         if victim == "parent":

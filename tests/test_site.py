@@ -8,8 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
 import pytest
 
+from stiffkit import rerun
+
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "ci"))
 
@@ -20,6 +24,7 @@ import book  # noqa: E402
 OFF = ("gpu", "quic", "background-networking", "component-update", "sync")
 FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in OFF)]
 VIEWS = [(390, "light"), (390, "dark"), (1280, "dark"), (1280, "light")]
+CHAPTERS = sorted(path.stem for path in ROOT.glob("book/[0-9]*.ipynb"))
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "video": "src", "source": "src"}
 FACTS = """() => {
   const article = document.querySelector(".bd-article") || document.body;
@@ -28,10 +33,12 @@ FACTS = """() => {
   const rgba = c => { const [r, g, b, a = 1] = (c.match(/[\\d.]+/g) || []).map(Number); return [r, g, b, a]; };
   const light = c => { const [r, g, b] = c.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-  const up = e => e ? [e, ...up(e.parentElement)] : [];
-  const ground = e => up(e).map(one => rgba(getComputedStyle(one).backgroundColor)).find(c => c[3]) || [255, 255, 255];
-  const opacity = e => up(e).reduce((product, one) => product * getComputedStyle(one).opacity, 1);
-  const contrast = e => { const below = ground(e), own = rgba(getComputedStyle(e).color), share = opacity(e) * own[3];
+  const once = (f, known = new Map()) => e => (known.has(e) || known.set(e, f(e)), known.get(e));
+  const style = once(e => getComputedStyle(e));
+  const ground = once(e => { const own = e ? rgba(style(e).backgroundColor) : [255, 255, 255, 1];
+    return own[3] ? own : ground(e.parentElement); });
+  const opacity = once(e => e ? style(e).opacity * opacity(e.parentElement) : 1);
+  const contrast = e => { const below = ground(e), own = rgba(style(e).color), share = opacity(e) * own[3];
     const ink = own.slice(0, 3).map((v, i) => share * v + (1 - share) * below[i]);
     const [a, b] = [light(ink), light(below.slice(0, 3))].sort((x, y) => x - y); return (b + 0.05) / (a + 0.05); };
   const seen = [...article.querySelectorAll("h1, h2, p, li, td, th, a, .caption-text, code, pre span")]
@@ -147,7 +154,7 @@ def is_figure(page, inside):
 
 
 def test_front_page_and_all_chapters_are_there(pages):
-    chapters = [f"book/{path.stem}.html" for path in ROOT.glob("book/[0-9]*.ipynb")]
+    chapters = [f"book/{name}.html" for name in CHAPTERS]
     expected = ["index.html", "book/index.html", "book/live.html", "book/api.html", "book/references.html", *chapters]
     expected += [name.replace("book/", "book/live/") for name in chapters]
     assert set(expected) <= set(pages)
@@ -185,6 +192,24 @@ def test_alt_text_says_what_is_to_be_seen(pages):
 
 def test_pictures_outside_figures_have_alt_text_too(pages):
     none([(name, src) for name, page in pages.items() for src, alt, _ in page.images if not alt])
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_chapter_ran_on_this_machine_and_drew_everything(pages, name):
+    path = book.live.RUNS / f"{name}.ipynb"
+    executed, stored = nbformat.read(path, 4), nbformat.read(ROOT / "book" / f"{name}.ipynb", 4)
+    cells = [cell for cell in executed.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in cells)
+    assert not [output for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
+    figures = [sum(bool(book.live.images(cell)) for cell in one.cells) for one in (executed, stored)]
+    assert figures[0] == figures[1] > 0
+    texts = [output.get("data", {}).get("text/markdown", "") for cell in cells for output in cell.outputs]
+    assert any("You ran this chapter with `dataset` = `'digits'`" in text for text in texts)
+    assert not [text for text in texts if "nan" in text]
+    assert "You ran" not in str(stored)
+    html = rerun.page(path)
+    assert html.count('src="data:image/png;base64,') == figures[0]
+    assert "system-message" not in html
 
 
 @pytest.mark.browser

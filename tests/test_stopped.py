@@ -93,6 +93,7 @@ def test_a_finished_run_leaves_nothing_but_its_results(folder):
     assert sorted(path.suffix for path in folder.iterdir()) == [".lock", ".nc"]
 
 
+@pytest.mark.slow
 def test_one_training_serves_several_measurements(monkeypatch):
     calls = []
     monkeypatch.setattr(
