@@ -366,7 +366,7 @@ def _images(ax: Any, runs: xr.Dataset) -> None:
     """Images seen: linear up to 1,600, logarithmic above, so that the start is on the axis."""
     ax.set_xscale("symlog", linthresh=1600, linscale=0.5)
     last = float(runs.images.max())
-    ticks = [0, *(k for k in (1e3, 1e4, 1e5, 1e6, 1e7) if 1600 < k <= last)]
+    ticks = [0, *([k for k in (1e4, 1e5, 1e6, 1e7) if k <= last] or [min(1600, last)])]
     ax.set_xticks(ticks, [f"{k:,.0f}" if k < 1e4 else f"$10^{{{np.log10(k):.0f}}}$" for k in ticks])
     ax.set_xticks([], minor=True)
     ax.set(xlabel="images seen", xlim=(0, last))

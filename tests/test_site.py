@@ -52,6 +52,7 @@ FACTS = """() => {
     broken: [...document.images].filter(e => !(e.complete && e.naturalWidth)).map(e => e.src.slice(-80)),
     formulas: document.querySelectorAll(".math").length,
     typeset: document.querySelectorAll(".math mjx-container").length,
+    begun: [...article.querySelectorAll("mjx-container")].map(e => e.getBoundingClientRect().left).filter(x => x < 0),
     mistakes: document.querySelectorAll("mjx-merror, [data-mml-node='merror']").length,
   };
 }"""
@@ -238,6 +239,7 @@ def test_every_picture_is_shown(visits):
 @pytest.mark.browser
 def test_mathematics_is_typeset(visits):
     none(gather(visits, "mistakes"))
+    none(gather(visits, "begun"))  # left of the page, where nobody can scroll to
     first = {name: seen["views"][VIEWS[0]] for name, seen in visits.items()}
     none([(name, at["formulas"], at["typeset"]) for name, at in first.items() if at["formulas"] != at["typeset"]])
     chapters = [name for name in first if re.match(r"book/\d", name)]
