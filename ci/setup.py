@@ -118,6 +118,7 @@ def environment(**more) -> dict:
     env = dict(os.environ, JUPYTER_PREFER_ENV_PATH="1", **more)
     env["PATH"] = str(SCRIPTS) + os.pathsep + env.get("PATH", "")
     env.pop("JUPYTER_PATH", None)
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # else each of hundreds of processes compiles torch anew, for six seconds
     return env
 
 

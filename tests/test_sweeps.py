@@ -234,7 +234,7 @@ def test_on_a_dask_cluster_the_arrays_are_the_same_and_a_worker_may_die(tmp_path
     distributed = pytest.importorskip("distributed")
     here = {seed: tiny(seed=seed).run(progress=False) for seed in (1, 2, 3)}
     monkeypatch.setenv("STIFFKIT_CACHE", str(tmp_path / "shared"))
-    options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 2, "dashboard_address": ":0"}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         victim = next(iter(cluster.workers.values())).pid
         os.kill(victim, 9)
