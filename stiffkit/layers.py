@@ -168,7 +168,7 @@ def layer_gram(module: nn.Module, rows: Signal, columns: Signal) -> tuple[Tensor
         return _vectors(module, rows, columns, inner), squares[0], squares[-1]
     n, m = len(rows[0]), len(columns[0])
     dot, square, square2 = (torch.zeros(s, dtype=torch.float64, device=rows[0].device) for s in ((n, m), n, m))
-    for parts in zip(*(_per_sample(module, a, b) for a, b in sets), strict=True):
+    for parts in zip(*(_per_sample(module, a, b, max(n, m)) for a, b in sets), strict=True):
         product = inner(parts[0], parts[-1])
         dot += product
         square += product.diagonal() if rows is columns else squared_norms(parts[0])
@@ -183,23 +183,23 @@ def _vectors(module: nn.Linear, rows: Signal, columns: Signal, product: Callable
     return (of_weight + of_bias) * product(rows[1], columns[1])
 
 
-def _per_sample(module: nn.Module, a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """The per-sample gradients of one layer, a slice of (n, columns) at a time."""
+def _per_sample(module: nn.Module, a: Tensor, b: Tensor, most: int) -> Iterator[Tensor]:
+    """The per-sample gradients of one layer, a slice of (n, columns) at a time; `most` samples would fit into it."""
     if isinstance(module, nn.Linear):
         a, b = a.flatten(1, -2), b.flatten(1, -2).mT
     if module.bias is not None and module.bias.requires_grad:
         yield b.flatten(2).sum(dim=2)
     if module.weight.requires_grad:
-        yield from (_sequence if isinstance(module, nn.Linear) else _convolution)(module, a, b)
+        yield from (_sequence if isinstance(module, nn.Linear) else _convolution)(module, a, b, most)
 
 
-def _sequence(module: nn.Linear, a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    for part in _slices(module.in_features, len(a) * module.out_features * a.element_size()):
+def _sequence(module: nn.Linear, a: Tensor, b: Tensor, most: int) -> Iterator[Tensor]:
+    for part in _slices(module.in_features, most * module.out_features * a.element_size()):
         yield torch.bmm(b, a[:, :, part]).flatten(1)
 
 
-def _convolution(module: nn.Conv2d, a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    bytes_a_channel = len(a) * module.out_channels // module.groups * module.weight[0, 0].numel() * a.element_size()
+def _convolution(module: nn.Conv2d, a: Tensor, b: Tensor, most: int) -> Iterator[Tensor]:
+    bytes_a_channel = most * module.out_channels // module.groups * module.weight[0, 0].numel() * a.element_size()
     for a_group, b_group in zip(a.chunk(module.groups, 1), b.chunk(module.groups, 1), strict=True):
         for part in _slices(a_group.shape[1], bytes_a_channel):
             channels = a_group[:, part]

@@ -295,6 +295,14 @@ def test_little_free_memory_changes_nothing(model, sets, monkeypatch):
     torch.testing.assert_close(little.dot, plenty.dot, rtol=0, atol=1e-6 * float(plenty.dot.abs().max()))
 
 
+@pytest.mark.parametrize("model", ["sequences", "stride, padding, groups, dilation, max-pool"])
+def test_two_sets_of_different_sizes_in_many_slices(model, monkeypatch):
+    case = build(model, n=17)
+    monkeypatch.setattr("stiffkit.layers.SLICE_BYTES", 1024)
+    few = case.points2[0][:5], case.points2[1][:5]
+    assert_agrees(gram_of(case, case.points, few), loop_gram(case.model, case.reference, case.points, few))
+
+
 def test_two_sets_are_a_block_of_their_union():
     case = build("mlp")
     union = gradient_gram(case.model, case.loss, concatenate(case.points, case.points2))
