@@ -96,7 +96,7 @@ class Claim(_Entry):
     quantity: dict[str, Any] = Field(description="the name of a function in stiffkit.endpoints, and its arguments")
     criterion: Criterion
     datasets: tuple[str, ...] = Field(min_length=1, description="names of `runs`")
-    arithmetics: tuple[Literal["exact", "float32", "keras2019"], ...] = Field(("exact",), min_length=1)
+    arithmetics: tuple[Literal["exact", "float32", "keras2019", "own"], ...] = Field(("exact",), min_length=1)
     exploratory: str = Field("", description="why, if something was seen before the criterion was written")
     former: tuple[Former, ...] = ()
 
@@ -125,6 +125,7 @@ class Runs(_Entry):
     """The runs that judge: fields of an experiment, and seeds 1 to `seeds`."""
 
     title: str
+    chapter: int = Field(2, ge=1, description="that is about them")
     experiment: dict[str, Any]
     seeds: int = Field(ge=1)
 

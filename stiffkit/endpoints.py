@@ -9,8 +9,10 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
+from stiffkit.attribution import PAIRS
 from stiffkit.experiment import EARLY
-from stiffkit.measurement import ARITHMETICS, MEASURES, REGIMES
+from stiffkit.measurement import ARITHMETICS
+from stiffkit.regimes import MEASURES, REGIMES
 
 WINDOWS = ("start", "early", "learning", "late")
 SMOOTH = 5  # checkpoints in the running mean that a turning point is looked for in
@@ -60,6 +62,53 @@ def arithmetics_apart(
     both = runs[["within", "between"]]
     here = both.sel(arithmetic="exact", drop=True) - both.sel(arithmetic=arithmetic, drop=True)
     return level(here.assign(epochs=runs.epochs), variable, measure, regime, at)
+
+
+def arithmetics_distance(
+    runs: xr.Dataset, variable: str, measure: str, regime: str, at: str, arithmetic: str
+) -> xr.DataArray:
+    """The same in absolute value: how far another arithmetic moves the level, up or down."""
+    return abs(arithmetics_apart(runs, variable, measure, regime, at, arithmetic))
+
+
+def least_of_last_layer(runs: xr.Dataset, measure: str, regime: str) -> xr.DataArray:
+    """The least stiffness within classes that the last layer's exact gradients have at any checkpoint."""
+    return _layer(runs, "last").sel(measure=measure, regime=regime).min("images")
+
+
+def layer_level(runs: xr.Dataset, layer: str, measure: str, regime: str, at: str) -> xr.DataArray:
+    """Mean over a window of the stiffness within classes of the first or the last layer's exact gradients."""
+    here = window(runs[["layer_within", "epochs"]], at)
+    return _layer(here, layer).sel(measure=measure, regime=regime).mean("images")
+
+
+def _layer(runs: xr.Dataset, layer: str) -> xr.DataArray:
+    return runs.layer_within.dropna("layer", how="all").isel(layer={"first": 0, "last": -1}[layer], drop=True)
+
+
+def pair_level(runs: xr.Dataset, rightness: str, measure: str, regime: str, at: str) -> xr.DataArray:
+    """Mean over a window of exact stiffness within classes over pairs that are classified rightly, or not."""
+    here = window(runs[["pair_within", "epochs"]], at)
+    return here.pair_within.sel(rightness=rightness, measure=measure, regime=regime).mean("images")
+
+
+def clipped_prediction(runs: xr.Dataset, regime: str, by: str) -> xr.DataArray:
+    r"""What a clipped loss must give within classes, by sign: the exact value times the share of unclipped pairs.
+
+    A pair counts where neither point is clipped: the share is $u u'$ with the shares u and u' of unclipped points in
+    both parts (squared for one part), either of each class and then averaged ("class"), or of all points ("all").
+    No parameter is free.
+    """
+    left = runs.unclipped if by == "class" else (1 - runs.zero).expand_dims("class_a")
+    first, second = (left.sel(arithmetic="keras2019", part=part, drop=True) for part in regime.split("-"))
+    exact = runs.within.sel(arithmetic="exact", measure="sign", regime=regime, drop=True)
+    return exact * (first * second).mean("class_a")
+
+
+def clipped_misfit(runs: xr.Dataset, regime: str, by: str) -> xr.DataArray:
+    """The largest distance, at any checkpoint, of clipped stiffness within classes from `clipped_prediction`."""
+    clipped = runs.within.sel(arithmetic="keras2019", measure="sign", regime=regime, drop=True)
+    return abs(clipped - clipped_prediction(runs, regime, by)).max("images")
 
 
 def regimes_apart(runs: xr.Dataset, measure: str, at: str) -> xr.DataArray:
@@ -143,9 +192,26 @@ ALLOWED = {  # values of the arguments, so that a ledger can be checked without 
     "since": WINDOWS,
     "arithmetic": tuple(ARITHMETICS),
     "turn": ("max", "min"),
+    "layer": ("first", "last"),
+    "rightness": PAIRS,
+    "by": ("class", "all"),
     "signal": ("within", "between", "gradient_norm", "mean_norm", "disparity"),
 }
 QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
     f.__name__: f
-    for f in (level, change, ratio, arithmetics_apart, regimes_apart, larger_change, slope_change, stopping_excess)
+    for f in (
+        level,
+        change,
+        ratio,
+        arithmetics_apart,
+        arithmetics_distance,
+        least_of_last_layer,
+        layer_level,
+        pair_level,
+        clipped_misfit,
+        regimes_apart,
+        larger_change,
+        slope_change,
+        stopping_excess,
+    )
 }

@@ -7,6 +7,7 @@ import platform
 import re
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil
 from typing import Any, Literal, Self
@@ -19,9 +20,9 @@ from torch import nn
 
 from stiffkit import data, results, stopped
 from stiffkit.data import Dataset, Points, balanced_subset
-from stiffkit.losses import cross_entropy_float32
-from stiffkit.measurement import ARITHMETICS, MEASUREMENT_VERSION, evaluate, measure, measured_points
-from stiffkit.models import INITIALISATIONS, MODELS, build_model
+from stiffkit.losses import mse, smoothed_cross_entropy
+from stiffkit.measurement import ARITHMETICS, MEASUREMENT_VERSION, OWN, evaluate, measure, measured_points
+from stiffkit.models import ACTIVATIONS, INITIALISATIONS, MODELS, build_model
 from stiffkit.training import TRAINING_VERSION, Checkpoint, one_thread, train
 
 EARLY = 1_600  # images seen in the second panel of v1's Fig 6
@@ -30,12 +31,19 @@ LAST = 10  # checkpoints that are measured in every arithmetic, for averages lat
 OWN_POINTS = {"digits": 200}  # training, and validation, points of small data sets; 500 in the others, as in the paper
 IMAGES = {"digits": 1_201, "cifar10": 50_000}  # training images; 60,000 in the other sets
 PIXELS = {"digits": 0.1, "cifar10": 1.0}  # of an image, in units of CIFAR-10's; 0.5 in the other sets, in time
+LOSSES = {**ARITHMETICS, "mse": mse, "label_smoothing": smoothed_cross_entropy}  # that networks are trained with
 MILLISECONDS = {"fc": 0.05, "cnn": 0.5, "cnn_v1": 2.2}  # of training an image of CIFAR-10 in one thread
 
 
 def known_name(value: str, info: ValidationInfo) -> str:
-    """Check the name of a data set, a network or an initialisation, for a validator of the field of that name."""
-    known = {"dataset": data.NAMES, "model": MODELS, "initialisation": INITIALISATIONS}
+    """Check the name of a data set, a network, ..., for a validator of the field of that name."""
+    known = {
+        "dataset": data.NAMES,
+        "model": MODELS,
+        "initialisation": INITIALISATIONS,
+        "activation": ACTIVATIONS,
+        "loss": LOSSES,
+    }
     allowed = tuple(known[info.field_name])
     if value not in allowed:
         raise ValueError(f"allowed are {', '.join(allowed)}")
@@ -87,13 +95,23 @@ class Training(_Part):
     optimizer: Literal["adam", "sgd"] = Field("adam", description="optimiser, at a constant rate")
     learning_rate: float = Field(1e-3, gt=0, description="constant")
     batch_size: int = Field(32, gt=0, description="images in a step")
-    checkpoints: tuple[int, ...] = Field((), description="in images seen; empty: the standard schedule")
+    checkpoints: tuple[int, ...] = Field((), description="in images seen; empty: those of the schedule")
+    loss: str = Field("float32", description="that is minimised")
+    activation: str = Field("relu", description="of the hidden layers")
+    dtype: Literal["float32", "float64"] = Field("float32", description="of weights, images and optimiser")
+    train_size: int = Field(0, ge=0, description="training images, as many of each class; 0: all of them")
+    schedule: Literal["standard", "sparse"] = Field("standard", description="of the checkpoints")
 
-    _known = field_validator("dataset", "model", "initialisation")(known_name)
+    _known = field_validator("dataset", "model", "initialisation", "loss", "activation")(known_name)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_model(self.dataset, self.model)
+        largest = IMAGES.get(self.dataset, 50_000) // 20 * 10  # every class has half of its share at least
+        if self.train_size % 10 or self.train_size > largest:
+            raise ValueError(
+                f"'train_size' = {self.train_size}: {self.dataset} allows multiples of 10 (its classes) to {largest}"
+            )
         return self
 
     @field_validator("checkpoints")
@@ -112,14 +130,21 @@ class Training(_Part):
         """The checkpoints, in images seen, for a training set of n images.
 
         The standard schedule: before training, at 1,600 images, each quarter of an epoch up to the fifth, then each
-        epoch, at 42 % of the run, and at its end.
+        epoch, at 42 % of the run, and at its end. The sparse one has half as many: of the quarters the first and those
+        from the fourth to the thirteenth in steps of two, then every third epoch, but each of the last ten.
         """
         if self.checkpoints:
             return list(self.checkpoints)
-        end = ceil(self.epochs * n)
-        quarters = [ceil(k * n / 4) for k in range(1, 21)]
-        epochs = [k * n for k in range(6, int(self.epochs) + 1)]
-        return sorted(k for k in {0, EARLY, round(LATE * end), *quarters, *epochs, end} if k <= end)
+        end, last, sparse = ceil(self.epochs * n), int(self.epochs), self.schedule == "sparse"
+        quarters = (1, *range(4, 13, 2)) if sparse else range(1, 21)
+        epochs = {k for k in range(6, last + 1) if not sparse or k % 3 == 0 or k > last - 10}
+        chosen = {*(ceil(k * n / 4) for k in quarters), *(k * n for k in epochs)}
+        return sorted(k for k in {0, EARLY, round(LATE * end), *chosen, end} if k <= end)
+
+    @property
+    def images_an_epoch(self) -> int:
+        """How many training images there are."""
+        return self.train_size or cost_of_images(self.dataset, self.model)[0]
 
     def reached(self, n: int) -> list[int]:
         """The images seen when the checkpoints are reached: after whole batches; an epoch's last may be smaller."""
@@ -138,12 +163,14 @@ class Measurement(_Part):
     )
 
     subset: int | None = Field(None, ge=0, description="seed of the choice of points; none: the run's own seed")
+    attribution: bool = Field(False, description="also by layer, by right and wrong points, by logit gap")
 
     @field_validator("arithmetics")
     @classmethod
     def _are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value[:1] != ("exact",) or not set(value) <= set(ARITHMETICS) or len(set(value)) < len(value):
-            raise ValueError(f"exact, and after it any of {', '.join(a for a in ARITHMETICS if a != 'exact')}")
+        known = (*ARITHMETICS, OWN)
+        if value[:1] != ("exact",) or not set(value) <= set(known) or len(set(value)) < len(value):
+            raise ValueError(f"exact, and after it any of {', '.join(known[1:])}")
         return value
 
     @property
@@ -160,7 +187,10 @@ class Experiment(_Part):
 
     @model_validator(mode="after")
     def _has_points(self) -> Self:
-        check_points(self.training.dataset, self.measurement.points)
+        points, images = self.measurement.points, self.training.images_an_epoch
+        check_points(self.training.dataset, points)
+        if points > images:
+            raise ValueError(f"'points' = {points}: there are {images} training images")
         return self
 
     @classmethod
@@ -198,7 +228,7 @@ class Experiment(_Part):
     @property
     def minutes(self) -> float:
         """An estimate of the time that computing takes in one thread; right within a factor of two."""
-        n, image = cost_of_images(self.training.dataset, self.training.model)
+        n, image = self.training.images_an_epoch, cost_of_images(self.training.dataset, self.training.model)[1]
         points = 2 * self.measurement.points
         checkpoints = len(self.training.images(n))
         measuring = 0.5 + 1e-7 * points**2 + (0 if self.training.model == "fc" else 5 * image * points)
@@ -274,16 +304,23 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"torch {torch.__version__} finds no CUDA device on {platform.node()}: take the device cpu")
     training = experiments[0].training
-    dataset = data.load(training.dataset, sphere=training.sphere)
-    watched = {split: _to(points, device) for split, points in _splits(dataset).items()}
-    points = {e: [_to(part, device) for part in _points(e, dataset)] for e in experiments}
-    model = build_model(training.model, dataset, training.seed, initialisation=training.initialisation)
-    model = model.to(device, memory_format=torch.channels_last)  # trains convolutions a fifth faster on a CPU
+    dataset = _dataset(training, device)
+    watched = _splits(dataset)
+    points = {e: _points(e, dataset) for e in experiments}
+    model = build_model(
+        training.model,
+        dataset,
+        training.seed,
+        initialisation=training.initialisation,
+        activation=training.activation,
+    )
+    dtype = getattr(torch, training.dtype)
+    model = model.to(device, dtype, memory_format=torch.channels_last)  # trains convolutions a fifth faster on a CPU
     due = training.reached(len(dataset.train[1]))
     run = stopped.find(training.key, [e.identity for e in experiments], _made_with(dataset, device))
     diverged, mark = False, time.perf_counter()
     with one_thread(), _bar(training, due[-1], progress) as bar:
-        for checkpoint in _checkpoints(model, _to(dataset.train, device), due, training, run.training):
+        for checkpoint in _checkpoints(model, dataset.train, due, training, run.training):
             bar.update(checkpoint.images - bar.n)
             seen = {split: evaluate(checkpoint.model, part) for split, part in watched.items()}
             if diverged := checkpoint.diverged or not np.isfinite(list(seen.values())).all():
@@ -329,7 +366,14 @@ def _measured(experiment: Experiment, checkpoint: Checkpoint, points: list[Point
     measurement, stage = experiment.measurement, _four(due)
     everything = checkpoint.images in {*stage, *due[-LAST:], *due[:: measurement.every]}
     arithmetics = measurement.arithmetics if everything else ("exact",)
-    return measure(checkpoint.model, *points, arithmetics, errors=checkpoint.images in stage)
+    return measure(
+        checkpoint.model,
+        *points,
+        arithmetics,
+        errors=checkpoint.images in stage,
+        own=LOSSES[experiment.training.loss],
+        attribution=measurement.attribution,
+    )
 
 
 def _together(experiment: Experiment, dataset: Dataset, run: stopped.Stopped, diverged: bool) -> xr.Dataset:
@@ -362,7 +406,7 @@ def _checkpoints(
         checkpoints=due,
         unit="images",
         seed=training.seed,
-        loss=cross_entropy_float32,
+        loss=LOSSES[training.loss],
         optimizer=training.optimizer,
         learning_rate=training.learning_rate,
         batch_size=training.batch_size,
@@ -378,8 +422,15 @@ def _splits(dataset: Dataset) -> dict[str, Points]:
     return {"train": (inputs, targets), "validation": dataset.validation, "test": dataset.test}
 
 
-def _to(points: Points, device: str) -> Points:
-    return points[0].to(device), points[1].to(device)
+def _dataset(training: Training, device: str) -> Dataset:
+    """The data set on the device, in the dtype of the training, with as many training images as that takes."""
+    dataset, dtype = data.load(training.dataset, sphere=training.sphere), getattr(torch, training.dtype)
+    parts = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    if training.train_size:
+        x, y = parts["train"]
+        chosen = balanced_subset(y, training.train_size, training.seed)
+        parts["train"] = x[chosen], y[chosen]
+    return replace(dataset, **{name: (x.to(device, dtype), y.to(device)) for name, (x, y) in parts.items()})
 
 
 def _at(checkpoint: Checkpoint, found: xr.Dataset, watched: dict[str, tuple[float, float]]) -> xr.Dataset:

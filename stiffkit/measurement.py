@@ -1,16 +1,19 @@
 """What a run measures at a checkpoint: class matrices in three regimes, their companions, loss and accuracy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from stiffkit.alignment import class_indicators, stiffness, weighted_cells, within_between
+from stiffkit.alignment import stiffness, within_between
+from stiffkit.attribution import attribution_of, whole
 from stiffkit.data import Dataset, Points, balanced_subset
 from stiffkit.gradients import GradientGram, gradient_gram
 from stiffkit.losses import cross_entropy, cross_entropy_float32, cross_entropy_keras2019
+from stiffkit.output_gradients import Loss
+from stiffkit.regimes import MEASURES, REGIMES, blocks, cells, class_matrices
 from stiffkit.statistics import bootstrap_error
 
 MEASUREMENT_VERSION = (
@@ -21,9 +24,13 @@ ARITHMETICS = {
     "float32": cross_entropy_float32,
     "keras2019": cross_entropy_keras2019,
 }
-SPOKEN = {"exact": "exact", "float32": "fused float32", "keras2019": "clipped"}  # what figures and tables call them
-MEASURES = ("sign", "cos")
-REGIMES = ("train-train", "train-val", "val-val")
+OWN = "own"  # stands beside them for the loss that the network is trained with
+SPOKEN = {  # what figures and tables call them
+    "exact": "exact",
+    "float32": "fused float32",
+    "keras2019": "clipped",
+    OWN: "own loss",
+}
 GAP = 16.0  # the logit gap beyond which float32 loses 1 - p, and clipping makes the gradient zero
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BATCHES = 10  # of the training points, for gradient disparity
@@ -37,7 +44,14 @@ def measured_points(dataset: Dataset, size: int, seed: int) -> tuple[Points, Poi
 
 
 def measure(
-    model: nn.Module, training: Points, validation: Points, arithmetics: Sequence[str] = ("exact",), *, errors: bool
+    model: nn.Module,
+    training: Points,
+    validation: Points,
+    arithmetics: Sequence[str] = ("exact",),
+    *,
+    errors: bool,
+    own: Loss | None = None,
+    attribution: bool = False,
 ) -> xr.Dataset:
     r"""Stiffness of training and validation points at one checkpoint.
 
@@ -47,8 +61,11 @@ def measure(
         model: as for `gradient_gram`; its outputs are logits, (n, classes).
         training: `(inputs, targets)`, n points.
         validation: likewise.
-        arithmetics: of `ARITHMETICS`, "exact" among them: the others are compared with it.
+        arithmetics: of `ARITHMETICS`, "exact" among them: the others are compared with it. Also "own", the loss that
+            the network was trained with.
         errors: also bootstrap errors over points, of train-train and val-val in exact arithmetic.
+        own: the loss that "own" stands for.
+        attribution: also what `attribution_of` gives.
 
     Returns:
         A Dataset, float64, with these variables; regime is train-train, train-val or val-val, measure sign or cos.
@@ -73,16 +90,22 @@ def measure(
     points = tuple(torch.cat(pair) for pair in zip(training, validation, strict=True))
     parts = {"train": slice(0, len(training[1])), "val": slice(len(training[1]), len(points[1]))}
     y = points[1].cpu()
-    grams = {name: gradient_gram(model, ARITHMETICS[name], points) for name in arithmetics}
-    exact = grams["exact"]
+    layers = gradient_gram(model, cross_entropy, points, by="layer") if attribution else {}
+    losses = {**ARITHMETICS, OWN: own}
+    grams = {"exact": whole(layers)} if layers else {}
+    grams |= {name: gradient_gram(model, losses[name], points) for name in arithmetics if name not in grams}
+    exact, z = grams["exact"], _outputs(model, points[0]).double().cpu()
+    gap = logit_gap(z, y)
     found = [
         _stiffness(grams, y, parts),
         _companions(exact, y, parts),
         _centred(exact, y, parts),
         _norms(exact, parts),
-        _gaps(model, points, parts),
+        _gaps(gap, parts),
     ]
-    return xr.merge([*found, _errors(exact, y, parts)] if errors else found)
+    found += [_errors(exact, y, parts)] if errors else []
+    found += [attribution_of(layers, grams, y, parts, right=z.argmax(dim=1) == y, gap=gap)] if attribution else []
+    return xr.merge(found)
 
 
 def evaluate(model: nn.Module, points: Points) -> tuple[float, float]:
@@ -98,36 +121,22 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
         return torch.cat([model(x) for x in inputs.split(64)])
 
 
-def _blocks(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> Iterator[tuple[GradientGram, Tensor, Tensor]]:
-    """The Gram matrix of each regime, with the class indicators (n, classes) of its rows and of its columns."""
-    members = class_indicators(y)[1]
-    for rows, columns in (map(parts.get, regime.split("-")) for regime in REGIMES):
-        yield gram.block(rows, columns), members[rows], members[columns]
-
-
 def _stiffness(grams: dict[str, GradientGram], y: Tensor, parts: dict[str, slice]) -> xr.Dataset:
     signs = {name: gram.cos.sign() for name, gram in grams.items()}
     wrong = {name: GradientGram((sign != signs["exact"]).double(), *_rest(grams[name])) for name, sign in signs.items()}
-    C = [
-        [[_cells(block, m, *ys) for m in MEASURES] for block, *ys in _blocks(gram, y, parts)] for gram in grams.values()
-    ]
+    C = [class_matrices(gram, y, parts) for gram in grams.values()]
     dimensions = {"arithmetic": list(grams), "regime": list(REGIMES), "measure": list(MEASURES)}
     classes = y.unique().numpy()
     stiffness = xr.DataArray(C, dimensions | {"class_a": classes, "class_b": classes})
     return within_between(stiffness).assign(
         stiffness=stiffness,
-        wrong_sign=(("arithmetic", "regime"), [[_mean(b) for b, *_ in _blocks(w, y, parts)] for w in wrong.values()]),
+        wrong_sign=(("arithmetic", "regime"), [[_mean(b) for b, *_ in blocks(w, y, parts)] for w in wrong.values()]),
         zero=(
             ("arithmetic", "part"),
             [[float(g.zero[p].double().mean()) for p in parts.values()] for g in grams.values()],
         ),
         part=list(parts),
     )
-
-
-def _cells(block: GradientGram, measure: str, rows: Tensor, columns: Tensor) -> np.ndarray:
-    """The class matrix of a block, as `class_stiffness` has it, without its labels."""
-    return weighted_cells(stiffness(block, measure), rows, columns)[0].numpy()
 
 
 def _rest(gram: GradientGram) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,7 +150,7 @@ def _mean(block: GradientGram) -> float:
 def _companions(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> xr.Dataset:
     """Within and between weighted by what a step does, and the share of it that falls within classes."""
     kinds: dict[str, list] = {"weighted_within": [], "weighted_between": [], "within_share": []}
-    for block, rows, columns in _blocks(gram, y, parts):
+    for block, rows, columns in blocks(gram, y, parts):
         pairs = ~block.self_pairs
         same = (rows @ columns.T).bool()
         dot, norms = block.dot, block.norms[:, None] * block.norms2
@@ -165,11 +174,11 @@ def _centred(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> xr.Datas
             K[part] -= K[part].mean(dim=0, keepdim=True)
             K[:, part] -= K[:, part].mean(dim=1, keepdim=True)
         centred = GradientGram(K.sign(), *_rest(gram))
-        C.append([_cells(block, "sign", *ys) for block, *ys in _blocks(centred, y, parts)])
+        C.append([cells(block, "sign", *ys) for block, *ys in blocks(centred, y, parts)])
     dimensions = {"centring": ["gradient", "direction"], "regime": list(REGIMES)}
     classes = y.unique().numpy()
-    cells = xr.DataArray(C, dimensions | {"class_a": classes, "class_b": classes})
-    return within_between(cells).rename(within="centred_within", between="centred_between")
+    centred = xr.DataArray(C, dimensions | {"class_a": classes, "class_b": classes})
+    return within_between(centred).rename(within="centred_within", between="centred_between")
 
 
 def _norms(gram: GradientGram, parts: dict[str, slice]) -> xr.Dataset:
@@ -200,11 +209,14 @@ def _concentration(norms: Tensor) -> float:
     return float(((shares < 0.9).sum() + 1) / len(norms)) if norms.any() else 0.0
 
 
-def _gaps(model: nn.Module, points: Points, parts: dict[str, slice]) -> xr.Dataset:
-    inputs, targets = points
-    z = _outputs(model, inputs).double()
-    others = z.scatter(1, targets[:, None], -torch.inf).logsumexp(dim=1)
-    gap = (z.gather(1, targets[:, None])[:, 0] - others).cpu().numpy()
+def logit_gap(z: Tensor, y: Tensor) -> Tensor:
+    r"""The logit gap $\log(p_y / (1 - p_y))$ of each point, (n,), from its logits z, (n, classes)."""
+    others = z.scatter(1, y[:, None], -torch.inf).logsumexp(dim=1)
+    return z.gather(1, y[:, None])[:, 0] - others
+
+
+def _gaps(gap: Tensor, parts: dict[str, slice]) -> xr.Dataset:
+    gap = gap.numpy()
     return xr.Dataset(
         {
             "gap": (("part", "quantile"), [np.quantile(gap[part], QUANTILES) for part in parts.values()]),

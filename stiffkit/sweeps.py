@@ -20,7 +20,7 @@ import xarray as xr
 
 from stiffkit import checked_file, results, stopped
 from stiffkit.engines import Processes
-from stiffkit.experiment import Experiment, Training, chosen_device, cost_of_images, run_together
+from stiffkit.experiment import Experiment, Training, chosen_device, run_together
 
 LOOK = 2.0  # seconds between two looks at how far the trainings are
 _ONE_RUN = threading.Lock()  # in a process: threads share torch's generator and its number of threads
@@ -270,7 +270,7 @@ class _Progress:
     def __init__(self, trainings: Iterable[Training], progress: bool) -> None:
         from tqdm import tqdm
 
-        self._images = {t: t.images(cost_of_images(t.dataset, t.model)[0])[-1] for t in trainings}
+        self._images = {t: t.images(t.images_an_epoch)[-1] for t in trainings}
         before = sum(stopped.images_seen(t.key) for t in self._images)
         self._bar = tqdm(
             total=sum(self._images.values()),

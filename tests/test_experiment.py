@@ -78,10 +78,16 @@ OTHERS = {
     "learning_rate": 2e-3,
     "batch_size": 64,
     "checkpoints": (0, 64),
+    "loss": "mse",
+    "activation": "tanh",
+    "dtype": "float64",
+    "train_size": 1000,
+    "schedule": "sparse",
     "points": 100,
     "arithmetics": ("exact",),
     "every": 2,
     "subset": 5,
+    "attribution": True,
 }
 
 
