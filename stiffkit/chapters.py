@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stiffkit import results
-from stiffkit.experiment import OWN_POINTS, Experiment, check_model, check_points, cost_of_images, known_name
-from stiffkit.measurement import ARITHMETICS
+from stiffkit.experiment import LOSSES, OWN_POINTS, Experiment, check_model, check_points, cost_of_images, known_name
+from stiffkit.measurement import ARITHMETICS, OWN
+from stiffkit.models import ACTIVATIONS
 from stiffkit.results import book
 from stiffkit.sweeps import Sweep
 
@@ -198,11 +199,9 @@ class ClassMatrices(Chapter):
     @field_validator("dataset", "model", "initialisation", "arithmetic")
     @classmethod
     def _is_known(cls, value: str, info: Any) -> str:
-        if (info.field_name, value) == ("model", "") or (info.field_name == "arithmetic" and value in ARITHMETICS):
+        if (info.field_name, value) == ("model", ""):
             return value
-        if info.field_name == "arithmetic":
-            raise ValueError(f"allowed are {', '.join(ARITHMETICS)}")
-        return known_name(value, info)
+        return _known_arithmetic(value) if info.field_name == "arithmetic" else known_name(value, info)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -212,11 +211,7 @@ class ClassMatrices(Chapter):
     @property
     def experiments(self) -> list[Experiment]:
         """One a seed; what the parameters leave open is the data set's own."""
-        own = {"model": "fc", "epochs": 30.0, "points": OWN_POINTS.get(self.dataset, 500), "seeds": 8}
-        own |= {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "seeds": 2}}.get(
-            self.dataset, {}
-        )
-        chosen = {name: getattr(self, name) or value for name, value in own.items()}
+        chosen = {name: getattr(self, name) or value for name, value in own_of(self.dataset).items()}
         seeds = chosen.pop("seeds")
         chosen |= {"every": 4} if chosen["model"] == "cnn_v1" else {}
         same = {name: getattr(self, name) for name in ("dataset", "initialisation", "learning_rate")}
@@ -230,6 +225,87 @@ class ClassMatrices(Chapter):
     def prepare(self, *, progress: bool = True) -> None:
         """Compute the runs on all cores; one that fails does so again in the notebook, where it is explained."""
         Sweep({"seed": []}, tuple(self.experiments)).run(progress=progress)
+
+
+class NetworkOrArithmetic(Chapter):
+    """Parameters of chapter 8."""
+
+    number: ClassVar[int] = 8
+    name: ClassVar[str] = "network_or_arithmetic"
+
+    dataset: str = Field("mnist", description="data set")
+    model: str = Field("", description="network; empty: the data set's own")
+    activation: str = Field("relu", description="of the hidden layers")
+    training_loss: str = Field("", description="that is minimised; empty: each of the five in turn")
+    arithmetic: str = Field("keras2019", description="that exact gradients are held against")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam, constant")
+    epochs: float = Field(0, ge=0, le=1000, description="passes over the training set; 0: the data set's own")
+    points: int = Field(0, ge=0, description="training, and validation, points; 0: the data set's own")
+    seeds: int = Field(0, ge=0, le=100, description="runs, with seeds 1 to this; 0: the data set's own")
+    max_minutes: float = Field(10.0, gt=0, description="what a re-run may take, in minutes")
+
+    @field_validator("dataset", "model", "activation", "training_loss", "arithmetic")
+    @classmethod
+    def _is_known(cls, value: str, info: Any) -> str:
+        if value == "" and info.field_name in ("model", "training_loss"):
+            return value
+        if info.field_name == "arithmetic":
+            return _known_arithmetic(value, but=("exact",))
+        return known_name(value, info, "loss" if info.field_name == "training_loss" else "")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_sizes(self.dataset, self.model, self.points)
+        return self
+
+    @property
+    def experiments(self) -> dict[str, list[Experiment]]:
+        """For each training loss one experiment a seed; the first loss is today's, the fused one."""
+        losses = [self.training_loss] if self.training_loss else LOSSES
+        return {loss: self._series(self.dataset, loss=loss, activation=self.activation) for loss in losses}
+
+    @property
+    def controls(self) -> dict[str, list[Experiment]]:
+        """For each activation one experiment a seed, trained with the fused loss: features of one sign and of both."""
+        return {a: self._series(self.dataset, loss="float32", activation=a) for a in ACTIVATIONS}
+
+    def _series(self, dataset: str, loss: str, activation: str) -> list[Experiment]:
+        chosen = own_of(dataset) | {k: v for k in ("model", "epochs", "points", "seeds") if (v := getattr(self, k))}
+        seeds = chosen.pop("seeds")
+        arithmetics = {"arithmetics": ("exact", OWN)} if loss not in ARITHMETICS else {}
+        same = {"dataset": dataset, "learning_rate": self.learning_rate, "schedule": "sparse", "attribution": True}
+        fields = {**same, **chosen, **arithmetics, "loss": loss, "activation": activation}
+        return [Experiment.of(**fields, seed=seed) for seed in range(1, seeds + 1)]
+
+    @property
+    def to_run(self) -> tuple[Experiment, ...]:
+        """What a re-run computes where it is not there; with the defaults the recorded runs are shown as they are."""
+        if not self.changed:
+            return ()
+        series = [*self.experiments.values(), *(self.controls.values() if self.dataset == "digits" else ())]
+        return tuple(dict.fromkeys(e for experiments in series for e in experiments))
+
+    @property
+    def minutes(self) -> float:
+        """The estimate for the runs that are neither recorded nor cached."""
+        return sum(e.minutes for e in self.to_run if not results.source(e))
+
+    def prepare(self, *, progress: bool = True) -> None:
+        """Compute the runs on all cores; one that fails does so again in the notebook, where it is explained."""
+        Sweep({"seed": []}, self.to_run).run(progress=progress)
+
+
+def own_of(dataset: str) -> dict[str, Any]:
+    """The network, epochs, points and seeds that a data set has where a chapter's parameters leave them open."""
+    own = {"model": "fc", "epochs": 30.0, "points": OWN_POINTS.get(dataset, 500), "seeds": 8}
+    return own | {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "seeds": 2}}.get(dataset, {})
+
+
+def _known_arithmetic(value: str, but: tuple[str, ...] = ()) -> str:
+    allowed = [name for name in ARITHMETICS if name not in but]
+    if value not in allowed:
+        raise ValueError(f"allowed are {', '.join(allowed)}")
+    return value
 
 
 def chapters() -> list[type[Chapter]]:

@@ -327,11 +327,15 @@ def _over_datasets(verdicts: Iterable[str]) -> str:
     return INCONCLUSIVE if INCONCLUSIVE in run else decided.pop()
 
 
-def recorded_runs(ledger: Ledger) -> dict[str, xr.Dataset]:
-    """The recorded runs of each entry of `runs`, side by side along `seed`; entries without one are left out."""
+def recorded_runs(ledger: Ledger, names: Iterable[str] | None = None) -> dict[str, xr.Dataset]:
+    """The recorded runs of each entry of `runs`, or of those named, side by side along `seed`.
+
+    Entries without one are left out.
+    """
     found = {}
-    for name, wanted in ledger.runs.items():
-        there = [run for run in map(results.find_recorded, wanted.experiments()) if run is not None]
+    for name in ledger.runs if names is None else names:
+        experiments = ledger.runs[name].experiments()
+        there = [run for run in map(results.find_recorded, experiments) if run is not None]
         if there:
             found[name] = results.side_by_side(there)
     return found

@@ -86,5 +86,6 @@ def stopping(runs: xr.Dataset) -> pd.DataFrame:
 
 
 def recorded_sets(ledger: claims.Ledger) -> dict[str, xr.Dataset]:
-    """Every set of runs of the ledger that is recorded, by its short title."""
-    return {ledger.runs[name].short: runs for name, runs in claims.recorded_runs(ledger).items()}
+    """Every set of runs of this chapter that is recorded, by its short title."""
+    own = [name for name, runs in ledger.runs.items() if runs.chapter == ClassMatrices.number]
+    return {ledger.runs[name].short: runs for name, runs in claims.recorded_runs(ledger, own).items()}

@@ -35,8 +35,8 @@ LOSSES = {**ARITHMETICS, "mse": mse, "label_smoothing": smoothed_cross_entropy} 
 MILLISECONDS = {"fc": 0.05, "cnn": 0.5, "cnn_v1": 2.2}  # of training an image of CIFAR-10 in one thread
 
 
-def known_name(value: str, info: ValidationInfo) -> str:
-    """Check the name of a data set, a network, ..., for a validator of the field of that name."""
+def known_name(value: str, info: ValidationInfo, kind: str = "") -> str:
+    """Check the name of a data set, a network, ..., for a validator of the field of that name, or of another `kind`."""
     known = {
         "dataset": data.NAMES,
         "model": MODELS,
@@ -44,7 +44,7 @@ def known_name(value: str, info: ValidationInfo) -> str:
         "activation": ACTIVATIONS,
         "loss": LOSSES,
     }
-    allowed = tuple(known[info.field_name])
+    allowed = tuple(known[kind or info.field_name])
     if value not in allowed:
         raise ValueError(f"allowed are {', '.join(allowed)}")
     return value

@@ -206,6 +206,7 @@ LOOKS = {  # regimes and arithmetics: colour and line
     "float32": (ORANGE, "--"),
     "keras2019": (BLUE, ":"),
 }
+DOTS = {"exact": ("black", "o"), "float32": (ORANGE, "s"), "keras2019": (BLUE, "^"), "own": (GREEN, "D")}
 
 
 @_styled
@@ -334,6 +335,116 @@ def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], runs: xr.Dataset, a
         _through_training(ax, runs, title)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     return axes
+
+
+@_styled
+def doses(sets: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
+    """What the arithmetic changes against images past the gap: within classes above, between below, a column a set.
+
+    Args:
+        sets: {title: what `separation.dose` gives}; one dot a seed and checkpoint.
+        axes: (2, sets) of them; made if left out.
+
+    Returns:
+        The axes. The line is what a clipped loss must give within classes, medians over seeds.
+
+    """
+    if axes is None:
+        width = 5.6 if len(sets) > 1 else 4.2
+        _, axes = plt.subplots(2, len(sets), figsize=(width, 4.6), sharex="col", sharey="row", squeeze=False)
+    for (title, found), (top, bottom) in zip(sets.items(), np.reshape(axes, (2, -1)).T, strict=True):
+        for arithmetic in found.arithmetic.values:
+            colour, marker = DOTS[arithmetic]
+            for ax, kind in ((top, "within"), (bottom, "between")):
+                here = found[kind].sel(arithmetic=arithmetic)
+                label = f"{SPOKEN[arithmetic]} less exact"
+                ax.plot(np.ravel(found.past), np.ravel(here), marker, color=colour, markersize=3.5, label=label)
+        middle = found[["past", "predicted"]].median("seed").sortby("past")
+        top.plot(
+            middle.past, middle.predicted, color="black", linewidth=1, label="(share not clipped)², no free parameter"
+        )
+        top.set_title(title)
+        bottom.set_xlabel("past the gap (%)")
+        for ax in (top, bottom):
+            ax.axhline(0, color=GREY, linewidth=0.7)
+    for ax, kind in zip(np.reshape(axes, (2, -1))[:, 0], ("within", "between"), strict=True):
+        ax.set_ylabel(f"{kind} classes, sign")
+    handles, labels = np.ravel(axes)[0].get_legend_handles_labels()
+    np.ravel(axes)[0].figure.legend(handles, labels, loc="outside upper center", ncols=1, fontsize=8)
+    return np.asarray(axes)
+
+
+@_styled
+def trained_and_measured(sets: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
+    """Means and 95 % t intervals over seeds within and between classes: a row a training loss, a mark a measurement.
+
+    Args:
+        sets: {training loss: `within` and `between` along seed and arithmetic}.
+        axes: two; made if left out.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, 2, figsize=(5.6, 1.3 + 0.5 * len(sets)), sharey=True)
+    axes = np.ravel(axes)
+    known = [a for a in DOTS if any(a in values.arithmetic for values in sets.values())]
+    for place, arithmetic in enumerate(known):
+        colour, marker = DOTS[arithmetic]
+        rows = [row for row, values in enumerate(sets.values()) if arithmetic in values.arithmetic]
+        chosen = [values.sel(arithmetic=arithmetic) for values in sets.values() if arithmetic in values.arithmetic]
+        y = np.array(rows) + 0.16 * (place - (len(known) - 1) / 2)
+        for ax, kind in zip(axes, ("within", "between"), strict=True):
+            spread = [t_interval(values[kind]) for values in chosen]
+            mean, low, high = (np.array([float(s[name]) for s in spread]) for name in ("mean", "low", "high"))
+            bars = np.nan_to_num([mean - low, high - mean])
+            label = f"measured {SPOKEN[arithmetic]}"
+            ax.errorbar(mean, y, xerr=bars, fmt=marker, color=colour, markersize=5, elinewidth=1.2, label=label)
+    for ax, kind in zip(axes, ("within", "between"), strict=True):
+        ax.axvline(0, color=GREY, linewidth=0.7)
+        ax.set(xlabel="sign, late in training", title=f"{kind} classes")
+    axes[0].set_xlim(-0.1, 1.1)
+    axes[0].set_yticks(range(len(sets)), [f"trained with\n{name}" for name in sets])
+    axes[0].set_ylim(len(sets) - 0.5, -0.5)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    return axes
+
+
+@_styled
+def taken_apart(sets: Mapping[str, xr.Dataset], regime: str = "train-train", axes: Any = None) -> np.ndarray:
+    """Sign stiffness within classes by layer (above) and by right and wrong images (below), a column a set of runs.
+
+    Args:
+        sets: runs side by side along `seed`, by title; in exact arithmetic.
+        regime: of the pairs.
+        axes: (2, sets) of them; made if left out.
+
+    Returns:
+        The axes. The black line is the whole gradient, over all pairs; the vertical one the least validation loss.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(2, len(sets), figsize=(5.6, 4.4), sharex="col", sharey=True, squeeze=False)
+    for (title, runs), column in zip(sets.items(), np.reshape(axes, (2, -1)).T, strict=True):
+        here = runs.sel(regime=regime, measure="sign")
+        layers = here.layer_within.dropna("layer", how="all")
+        shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, layers.sizes["layer"]))
+        for shade, layer in zip(shades, layers.layer.values, strict=True):
+            _band(column[0], layers.sel(layer=layer), shade, "-", f"layer {layer}")
+        looks = ((BLUE, "--"), (ORANGE, ":"), (GREEN, "-."))
+        for (colour, line), rightness in zip(looks, runs.rightness.values, strict=True):
+            _band(column[1], here.pair_within.sel(rightness=rightness), colour, line, str(rightness))
+        for ax in column:
+            _band(ax, here.within.sel(arithmetic="exact"), "black", "-", "whole gradient, all pairs")
+            _through_training(ax, runs, "")
+        column[0].set(title=title, xlabel="", ylim=(-0.15, 1.05))
+    for ax, kind in zip(np.reshape(axes, (2, -1))[:, 0], ("layers", "pairs"), strict=True):
+        ax.set_ylabel(f"within classes, {kind}")
+    named = {}
+    for ax in np.ravel(axes):
+        handles, labels = ax.get_legend_handles_labels()
+        named |= dict(zip(labels, handles, strict=True))
+    ax.figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3, fontsize=8)
+    return np.asarray(axes)
 
 
 def _band(

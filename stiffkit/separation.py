@@ -1,0 +1,198 @@
+"""What chapter 8 shows: which part of the late picture is the network's, and which is the arithmetic's."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+
+from stiffkit import claims, results
+from stiffkit.chapters import NetworkOrArithmetic, rounded
+from stiffkit.endpoints import clipped_prediction, window
+from stiffkit.experiment import Experiment
+from stiffkit.measurement import ARITHMETICS, OWN, SPOKEN
+
+TRAINED = {  # what figures and tables call the losses that networks are trained with
+    "exact": "exact",
+    "float32": "fused float32",
+    "keras2019": "clipped",
+    "mse": "squared error",
+    "label_smoothing": "smoothed labels",
+}
+GAPS = (2, 8, 14, 18, 25, 40)  # logit gaps of the one point in `one_point`
+
+
+def trained(p: NetworkOrArithmetic) -> dict[str, xr.Dataset]:
+    """The chapter's runs by training loss, side by side along `seed`: recorded, cached, or computed now.
+
+    With the parameters' defaults the recorded runs as far as they are there; a loss without a run is left out.
+
+    Raises:
+        TooLongError: before anything is computed, if that would take longer than `p.max_minutes`.
+
+    """
+    p.allow()
+    return _series(p.experiments, p.to_run)
+
+
+def controls(p: NetworkOrArithmetic) -> dict[str, xr.Dataset]:
+    """Networks in which stiffness within classes may fall: on digits one an activation, else the recorded ones."""
+    if p.dataset != "digits":
+        return recorded_sets("cifar10_parts", "cifar10_relu", "cifar10_tanh", "cifar10_linear")
+    found = _series(p.controls, p.to_run)
+    return {f"{p.dataset}, {activation}": runs for activation, runs in found.items()}
+
+
+def _series(chosen: Mapping[str, list[Experiment]], to_run: tuple[Experiment, ...]) -> dict[str, xr.Dataset]:
+    found = {}
+    for name, experiments in chosen.items():
+        runs = [e.run() if e in to_run else results.find(e) for e in experiments]
+        if there := [run for run in runs if run is not None]:
+            found[name] = results.side_by_side(there)
+    return found
+
+
+def recorded_sets(*names: str) -> dict[str, xr.Dataset]:
+    """Sets of runs of the ledger, as far as they are recorded, by their short titles."""
+    ledger = claims.read()
+    runs = claims.recorded_runs(ledger, names)
+    return {ledger.runs[name].short: runs[name] for name in names if name in runs}
+
+
+def description(p: NetworkOrArithmetic, sets: Mapping[str, xr.Dataset]) -> str:
+    """What is shown, in a sentence."""
+    experiment = next(iter(p.experiments.values()))[0]
+    training, points = experiment.training, experiment.measurement.points
+    counts = ", ".join(f"{TRAINED[loss]} {runs.sizes['seed']}" for loss, runs in sets.items())
+    return (
+        f"Shown here: `{training.dataset}`, network `{training.model}`, {training.activation}, {training.epochs:g} "
+        f"epochs, {points} + {points} images. Seeds by training loss: {counts or 'none yet'}."
+    )
+
+
+def one_point(classes: int = 10) -> pd.DataFrame:
+    """The output gradient of one point, ever more confident, in three arithmetics; closed form and three losses.
+
+    The other classes keep their proportions, so that the exact gradient keeps its direction and shrinks.
+    """
+    others = torch.linspace(0, -2, classes - 1, dtype=torch.float64)
+    exact = torch.cat([-torch.ones(1), others.softmax(0)]).double()  # q - e_y
+    rows = {}
+    for gap in GAPS:
+        z = torch.cat([torch.full((1,), float(gap), dtype=torch.float64) + others.logsumexp(0), others])
+        found = {name: _gradient(loss, z) for name, loss in ARITHMETICS.items()}
+        rows[gap] = {"gradient's size": f"{float(found['exact'].norm()):.0e}"} | {
+            SPOKEN[name]: _angle(gradient, exact) for name, gradient in found.items()
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("logit gap")
+
+
+def _gradient(loss: object, z: torch.Tensor) -> torch.Tensor:
+    z = z[None].requires_grad_()
+    loss(z, torch.tensor([0])).sum().backward()
+    return z.grad[0]
+
+
+def _angle(gradient: torch.Tensor, exact: torch.Tensor) -> str:
+    size = gradient.norm()
+    if size == 0:
+        return "no gradient"
+    cos = (gradient / size) @ (exact / exact.norm())
+    return f"{rounded(torch.rad2deg(torch.arccos(cos.clamp(-1, 1))), 0)}°"
+
+
+def dose(runs: xr.Dataset) -> xr.Dataset:
+    """Clipped and fused float32 less exact, within and between classes by sign, against images past the gap.
+
+    Returns:
+        A Dataset along seed and images, of pairs of training images: `past` in %, `within` and `between` (arithmetic),
+        and `predicted`, what the clipped loss must give within classes, by class where that was measured.
+
+    """
+    here = runs.sel(regime="train-train", measure="sign")
+    others = [a for a in ("float32", "keras2019") if a in here.arithmetic]
+    less = here[["within", "between"]].sel(arithmetic=others) - here[["within", "between"]].sel(arithmetic="exact")
+    by = "class" if "unclipped" in runs else "all"
+    predicted = clipped_prediction(runs, "train-train", by) - here.within.sel(arithmetic="exact", drop=True)
+    return less.assign(past=100 * runs.past_gap.sel(part="train", drop=True), predicted=predicted)
+
+
+def late(sets: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """`within` and `between` by sign, of training images, late in training: means over the window, by seed."""
+    return {
+        name: window(runs[["within", "between", "epochs"]], "late")[["within", "between"]]
+        .sel(regime="train-train", measure="sign", drop=True)
+        .mean("images")
+        .dropna("arithmetic", how="all")
+        for name, runs in sets.items()
+    }
+
+
+def deciles(runs: xr.Dataset, arithmetic: str) -> pd.DataFrame:
+    """Late, within classes, by the decile of the first image's logit gap: the gap, exact and another arithmetic."""
+    here = window(runs[["decile_gap", "decile_within", "epochs"]], "late").mean("images")
+    rows = {}
+    for decile in here.decile.values:
+        one = here.sel(decile=decile)
+        shown = {SPOKEN[a]: claims.over_seeds(one.decile_within.sel(arithmetic=a)) for a in ("exact", arithmetic)}
+        rows[int(decile)] = {"logit gap": claims.over_seeds(one.decile_gap, 1)} | shown
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("decile")
+
+
+def zero_gradients(runs: xr.Dataset) -> pd.DataFrame:
+    """Late, of training images: what counts for a gradient of exactly zero, and what an added constant does."""
+    names = ["within", "alive_within", "padded_within"]
+    here = window(runs[[*names, "epochs"]], "late").sel(regime="train-train").mean("images")
+    rows = {}
+    for arithmetic in here.arithmetic.values:
+        one = here.sel(arithmetic=arithmetic)
+        if bool(one.within.isnull().all()):
+            continue
+        rows[SPOKEN[str(arithmetic)]] = {
+            "sign, zero counts as 0": claims.over_seeds(one.within.sel(measure="sign")),
+            "sign, pairs with zero left out": claims.over_seeds(one.alive_within.sel(measure="sign")),
+            "cosine, zero counts as 0": claims.over_seeds(one.within.sel(measure="cos")),
+            "cosine, pairs with zero left out": claims.over_seeds(one.alive_within.sel(measure="cos")),
+            "cosine, norms padded by 1e-12": claims.over_seeds(one.padded_within),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arithmetic")
+
+
+def last_values(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """Late, of training images, by sign: within and between classes in each arithmetic, a row a set of runs."""
+    rows = {}
+    for name, values in late(sets).items():
+        cells = {}
+        for arithmetic in [a for a in SPOKEN if a in values.arithmetic]:
+            for kind in ("within", "between"):
+                cells[f"{kind}, {SPOKEN[arithmetic]}"] = claims.over_seeds(values[kind].sel(arithmetic=arithmetic))
+        runs = sets[name].isel(images=-1)
+        fit = claims.over_seeds(100 * runs.accuracy.sel(split="train"), 1)
+        rows[name] = cells | {"training accuracy (%)": fit, "seeds": str(runs.sizes["seed"])}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runs")
+
+
+def rest_of_change(runs: xr.Dataset) -> dict[str, dict[str, xr.DataArray]]:
+    """What a real step changes: the share of it within classes, and both summaries weighted by it, by regime."""
+    regimes = {"training images": "train-train", "validation images": "val-val"}
+    weighted = {
+        f"{kind} classes": runs[f"weighted_{kind}"].sel(regime="train-train", weighting="change")
+        for kind in ("within", "between")
+    }
+    shares = {name: runs.within_share.sel(regime=regime) for name, regime in regimes.items()}
+    carried = {name: runs.points_for_90.sel(part=part) for name, part in zip(regimes, ("train", "val"), strict=True)}
+    return {
+        "share within classes": shares,
+        "sign, weighted by the change": weighted,
+        "images with 90 % of the gradient": carried,
+    }
+
+
+def own_losses(sets: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """The sets whose runs were measured with the loss they were trained with."""
+    return {name: runs for name, runs in sets.items() if OWN in runs.arithmetic and not _empty(runs)}
+
+
+def _empty(runs: xr.Dataset) -> bool:
+    return bool(np.isnan(runs.within.sel(arithmetic=OWN)).all())
