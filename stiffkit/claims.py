@@ -151,7 +151,7 @@ class Alternative(_Entry):
     """One wording of a blank in the answer, and the verdicts that call for it; the first that fits is said."""
 
     say: str
-    when: dict[str, tuple[str, ...]] = Field(description="{claim: verdicts}; empty: otherwise")
+    when: dict[str, tuple[str, ...]] = Field(description="{claim, or claim/runs: verdicts}; empty: otherwise")
 
 
 class Answer(_Entry):
@@ -184,7 +184,10 @@ class Ledger(_Entry):
             if not options or options[-1].when:
                 raise ValueError(f"answer: the last alternative of {blank} has to be the one for all other cases")
         for alternative in (a for options in self.answer.blanks.values() for a in options):
-            if unknown := set(alternative.when) - set(ids):
+            if unknown := set(alternative.when) - {
+                *ids,
+                *(f"{c.id}/{name}" for c in self.claims for name in c.datasets),
+            }:
                 raise ValueError(f"answer: no claim is called {', '.join(sorted(unknown))}")
             if unknown := {v for verdicts in alternative.when.values() for v in verdicts} - set(VERDICTS):
                 raise ValueError(f"answer: {', '.join(sorted(unknown))} is no verdict; there are {', '.join(VERDICTS)}")
@@ -350,7 +353,9 @@ def judge_all(ledger: Ledger | None = None, runs: Mapping[str, xr.Dataset] | Non
 
 def answer(ledger: Ledger, judgements: Iterable[Judgement]) -> str:
     """The book's one sentence, from the verdicts."""
-    verdicts = {j.claim.id: j.verdict for j in judgements}
+    verdicts = {}
+    for j in judgements:
+        verdicts |= {j.claim.id: j.verdict} | {f"{j.claim.id}/{name}": v for name, v in j.by_dataset.items()}
     return ledger.answer.sentence.format(
         **{
             blank: next(a.say for a in options if all(verdicts[c] in v for c, v in a.when.items()))
@@ -413,12 +418,21 @@ def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> 
         "|---|---|---|---|---|",
     ]
     for j in judgements:
-        c, chapter = j.claim, next(iter(book().glob(f"{j.claim.chapter:02}_*.ipynb")), None)
-        link = f"[{c.chapter}]({folder}{chapter.name})" if chapter else str(c.chapter)
-        saids = f"{c.v1 or DASH} | {c.v3 or DASH}" if not c.ours else f"{DASH} | {DASH}"
-        lines.append(f"| {c.title} | {saids} | **{j.verdict}**: {found(j, ledger, verdicts=False)} | {link} |")
-    lines += ["", f"Runs so far: {seeds_so_far(judgements, ledger)}."]
+        c = j.claim
+        if not c.ours:
+            what = found(j, ledger, verdicts=j.verdict == MIXED)
+            lines.append(
+                f"| {c.title} | {c.v1 or DASH} | {c.v3 or DASH} | **{j.verdict}**: {what} | {_link(c, folder)} |"
+            )
+    lines += ["", "Questions of our own:", "", "| question | we find | chapter |", "|---|---|---|"]
+    lines += [f"| {j.claim.title} | **{j.verdict}** | {_link(j.claim, folder)} |" for j in judgements if j.claim.ours]
+    lines += ["", f"Runs so far: {seeds_so_far([j for j in judgements if not j.claim.ours], ledger)}."]
     return "\n".join([*lines, "", f"Not checked: {ledger.unchecked[0].lower()}{ledger.unchecked[1:]}"])
+
+
+def _link(claim: Claim, folder: str) -> str:
+    chapter = next(iter(book().glob(f"{claim.chapter:02}_*.ipynb")), None)
+    return f"[{claim.chapter}]({folder}{chapter.name})" if chapter else str(claim.chapter)
 
 
 def seeds_so_far(judgements: Iterable[Judgement], ledger: Ledger) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatch
 from functools import lru_cache, partial
@@ -25,6 +25,7 @@ from stiffkit import checked_file
 from stiffkit.checked_file import ResultsError
 
 CELL = 2.0**-12  # resolution of recorded class matrices: a fiftieth of a cell's standard error, at half the size
+ATTRIBUTED = ("layer_", "share_", "pair_", "alive_", "padded_", "unclipped", "decile_")  # so begin attribution's names
 
 
 class Described(Protocol):
@@ -267,18 +268,19 @@ def side_by_side(found: Sequence[xr.Dataset], *axes: str) -> xr.Dataset:
     return along.assign_attrs(source="; ".join(sources))
 
 
-def pack(name: str, patterns: Sequence[str]) -> Path:
+def pack(name: str, patterns: Sequence[str], leave_out: Collection[str] = ()) -> Path:
     """Turn runs into the one file that is recorded: book/results/NAME.nc.
 
     Args:
         name: of the file, such as "02_class_matrices".
         patterns: of keys, such as `mnist-fc-30ep-*`. The runs that match are taken from the cache; runs that the file
             has already stay in it, stale ones too, unless the cache has them anew.
+        leave_out: variables that the book does not show.
 
     Returns:
         The file: runs along `run`, the experiment and the provenance of each as JSON. Class matrices are
-        rounded to multiples of 1/4096, and in other than exact arithmetic kept at the four stages alone; everything
-        else is kept as it was.
+        rounded to multiples of 1/4096, and in other than exact arithmetic kept at the four stages alone; what
+        attribution gives is rounded likewise; everything else is kept as it was.
 
     Raises:
         ResultsError: if no run in the cache matches, or one is damaged.
@@ -292,7 +294,7 @@ def pack(name: str, patterns: Sequence[str]) -> Path:
     if path.exists() and "run" not in load(path).dims:
         raise ResultsError(f"{path} holds a chapter's own measurements, not runs: choose another name")
     kept = {run.attrs["experiment"]: run for run in (runs(path) if path.exists() else [])}
-    together = [run for _, run in sorted((kept | fresh).items(), key=_order)]
+    together = [run.drop_vars(leave_out, errors="ignore") for _, run in sorted((kept | fresh).items(), key=_order)]
     return write(path, _packed(together))
 
 
@@ -306,9 +308,11 @@ def _packed(found: Sequence[xr.Dataset]) -> xr.Dataset:
 
     slim = []
     for run in found:
-        at_stages = run.images.isin(stages(run.images.values))
-        kept = run.stiffness.where((run.arithmetic == "exact") | at_stages)
-        slim.append(run.assign(stiffness=(kept / CELL).round() * CELL))
+        if "stiffness" in run:
+            at_stages = run.images.isin(stages(run.images.values))
+            run = run.assign(stiffness=run.stiffness.where((run.arithmetic == "exact") | at_stages))
+        coarse = [name for name in run.data_vars if name == "stiffness" or name.startswith(ATTRIBUTED)]
+        slim.append(run.assign({name: (run[name] / CELL).round() * CELL for name in coarse}))
     own = [{k: v for k, v in run.attrs.items() if k not in ("experiment", "source")} for run in found]
     labels = {
         "experiment": ("run", [run.attrs["experiment"] for run in found]),

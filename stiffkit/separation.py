@@ -20,6 +20,8 @@ TRAINED = {  # what figures and tables call the losses that networks are trained
     "mse": "squared error",
     "label_smoothing": "smoothed labels",
 }
+DETAILS = ("mnist_parts", "mnist_float64", "cifar10_small", "mnist_no_sphere", "mnist_torch", "mnist_torch_no_sphere")
+DATASETS = ("mnist", "fashion_mnist", "cifar10")
 GAPS = (2, 8, 14, 18, 25, 40)  # logit gaps of the one point in `one_point`
 
 
@@ -58,6 +60,18 @@ def recorded_sets(*names: str) -> dict[str, xr.Dataset]:
     ledger = claims.read()
     runs = claims.recorded_runs(ledger, names)
     return {ledger.runs[name].short: runs[name] for name in names if name in runs}
+
+
+def best_sets() -> dict[str, xr.Dataset]:
+    """For each data set its recorded runs: the ones taken apart, or those of chapter 2 where these are fewer."""
+    ledger = claims.read()
+    found = claims.recorded_runs(ledger, [n for d in DATASETS for n in (d, f"{d}_parts")])
+    sets = {}
+    for dataset in DATASETS:
+        both = [found[name] for name in (f"{dataset}_parts", dataset) if name in found]
+        if both:
+            sets[ledger.runs[dataset].short] = max(both, key=lambda runs: runs.sizes["seed"])
+    return sets
 
 
 def description(p: NetworkOrArithmetic, sets: Mapping[str, xr.Dataset]) -> str:

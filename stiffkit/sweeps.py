@@ -166,8 +166,10 @@ class Sweep:
                 raise
         return replace(self, failed=failed)
 
-    def record(self, name: str) -> Path:
+    def record(self, name: str, *, leave_out: Collection[str] = ()) -> Path:
         """Compute what is not recorded by the present versions of the code, and put it into `book/results/NAME.nc`.
+
+        Variables to `leave_out` are those that the book does not show.
 
         Raises:
             RuntimeError: with the table, where a run failed; nothing is put there.
@@ -178,7 +180,7 @@ class Sweep:
         if done.failed:
             raise RuntimeError(done.report)
         path = results.book() / "results" / f"{name}.nc"
-        return results.pack(name, [e.key for e in experiments]) if experiments else path
+        return results.pack(name, [e.key for e in experiments], leave_out) if experiments else path
 
 
 def sweep(
