@@ -424,8 +424,10 @@ def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> 
             lines.append(
                 f"| {c.title} | {c.v1 or DASH} | {c.v3 or DASH} | **{j.verdict}**: {what} | {_link(c, folder)} |"
             )
-    lines += ["", "Questions of our own:", "", "| question | we find | chapter |", "|---|---|---|"]
-    lines += [f"| {j.claim.title} | **{j.verdict}** | {_link(j.claim, folder)} |" for j in judgements if j.claim.ours]
+    if ours := [
+        f"| {j.claim.title} | **{j.verdict}** | {_link(j.claim, folder)} |" for j in judgements if j.claim.ours
+    ]:
+        lines += ["", "Questions of our own:", "", "| question | we find | chapter |", "|---|---|---|", *ours]
     lines += ["", f"Runs so far: {seeds_so_far([j for j in judgements if not j.claim.ours], ledger)}."]
     return "\n".join([*lines, "", f"Not checked: {ledger.unchecked[0].lower()}{ledger.unchecked[1:]}"])
 

@@ -221,9 +221,10 @@ def _attributes(content: bytes) -> dict[str, dict[str, Any]]:
 
 def _run(content: bytes, identity: str) -> xr.Dataset:
     """One run of a recorded file."""
+    from stiffkit.experiment import Measurement
+
     run = _parsed(content).isel(run=list(_attributes(content)).index(identity))
-    measurement = json.loads(identity).get("measurement", {})
-    measured = measurement.get("arithmetics", list(run.arithmetic.values))
+    measured = Measurement.model_validate(json.loads(identity).get("measurement", {})).arithmetics
     attributes = _attributes(content)[identity]
     present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
     present = present.sel(arithmetic=present.arithmetic.isin(measured))

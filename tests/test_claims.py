@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stiffkit import claims, results
+from stiffkit.attribution import PAIRS
 from stiffkit.claims import (
     CONTRADICTED,
     DEPENDS,
@@ -34,6 +35,12 @@ from stiffkit.experiment import Experiment
 from stiffkit.measurement import MEASUREMENT_VERSION
 from stiffkit.training import TRAINING_VERSION
 
+ATTRIBUTED = {  # what the quantities of chapter 8 take
+    "layer_within": ("layer", "regime", "measure"),
+    "pair_within": ("rightness", "regime", "measure"),
+    "unclipped": ("arithmetic", "part", "class_a"),
+    "zero": ("arithmetic", "part"),
+}
 LEVEL = {"name": "level", "variable": "within", "measure": "sign", "regime": "val-val", "at": "start"}
 CLAIM = {
     "id": "first",
@@ -486,18 +493,23 @@ def test_a_run_without_the_number_is_inconclusive():
 
 @pytest.mark.slow
 def test_every_committed_claim_can_be_judged(monkeypatch):
-    """From runs of the standard schedule, with numbers drawn at random."""
+    """From runs of the standard schedule, with numbers drawn at random, and taken apart as chapter 8's are."""
     monkeypatch.delenv("STIFFKIT_BOOK", raising=False)
     ledger, random = claims.read(), np.random.default_rng(0)
     images = Experiment.of(dataset="mnist", model="fc", epochs=30, seed=1).training.images(60_000)
     base = made_up([0.0] * 3)
     labels = {name: values.values for name, values in base.coords.items()} | {"images": images}
+    labels["arithmetic"] = ["exact", "float32", "keras2019", "own"]
     shape = {name: len(values) for name, values in labels.items()}
     runs = xr.Dataset(
         {name: (tuple(base[name].dims), random.normal(size=[shape[d] for d in base[name].dims])) for name in base},
         labels,
     )
     runs["epochs"] = runs.epochs * 0 + runs.images / 60_000
+    labels |= {"layer": [1, 2, 3], "rightness": list(PAIRS), "part": ["train", "val"], "class_a": [0, 1]}
+    for name, dims in ATTRIBUTED.items():
+        dims = ("seed", "images", *dims)
+        runs[name] = xr.DataArray(random.uniform(size=[len(labels[d]) for d in dims]), {d: labels[d] for d in dims})
     runs["loss"] = (runs.epochs - 12) ** 2 + xr.DataArray([1.0, 2.0], {"split": ["train", "validation"]}, "split")
     judgements = judge_all(ledger, dict.fromkeys(ledger.runs, runs))
     assert [j.claim for j in judgements] == list(ledger.claims)
@@ -540,7 +552,16 @@ def test_only_recorded_runs_judge(tmp_path, monkeypatch, written):
 
 
 def judgements(ledger, verdicts):
-    return [Judgement(claim, (), {}, verdicts.get(claim.id, NOT_RUN)) for claim in ledger.claims]
+    """Judgements of these verdicts, {claim, or claim/runs: verdict}; *not run* where none is given."""
+    return [
+        Judgement(
+            claim,
+            (),
+            {name: verdicts.get(f"{claim.id}/{name}", NOT_RUN) for name in claim.datasets},
+            verdicts.get(claim.id, NOT_RUN),
+        )
+        for claim in ledger.claims
+    ]
 
 
 @pytest.mark.parametrize(
@@ -563,9 +584,11 @@ def test_every_alternative_of_the_committed_answer_can_be_said(monkeypatch):
     ledger = claims.read()
     for blank, options in ledger.answer.blanks.items():
         asked = sorted({claim for option in options for claim in option.when})
+        wanted_of = {claim: {v for option in options for v in option.when.get(claim, ())} for claim in asked}
+        told_apart = [[*wanted, next(v for v in VERDICTS if v not in wanted)] for wanted in wanted_of.values()]
         only = ledger.model_copy(update={"answer": Answer(sentence=f"{{{blank}}}", blanks={blank: options})})
         said = []
-        for combination in itertools.product(VERDICTS, repeat=len(asked)):
+        for combination in itertools.product(*told_apart):
             verdicts = dict(zip(asked, combination, strict=True))
             fits = [all(verdicts[c] in wanted for c, wanted in option.when.items()) for option in options]
             expected = options[fits.index(True)].say
@@ -619,5 +642,34 @@ def test_tables_have_a_row_for_every_claim(written):
     assert "exploratory" in claims.box(found, 2)
     assert claims.box(found, 3).splitlines()[2:] == []
     assert claims.answer(ledger, found) in claims.front(found, ledger)
+    assert "Questions of our own" not in claims.front(found, ledger)
+    assert "| **mixed**: Digits 0.90 [0.88, 0.92] (reproduced, n = 5); MNIST" in claims.front(found, ledger)
     assert "nobody saw the code." in claims.front(found, ledger)
     assert claims.said(found, ledger, "second").startswith("* The second claim: **mixed** (exploratory). Digits 0.90")
+
+
+def test_questions_of_our_own_have_a_table_of_their_own(written):
+    entries = changed((*SECOND, "ours"), "is it so")
+    del entries["claims"][1]["v1"]
+    ledger = written(entries)
+    lines = claims.front(judge_all(ledger, {"digits": made_up(YES)}), ledger).splitlines()
+    before, after = (
+        lines[slice(*ends)]
+        for ends in ((lines.index("Questions of our own:"),), (lines.index("Questions of our own:"), None))
+    )
+    assert any("The first claim" in line for line in before)
+    assert not any("The second claim" in line for line in before)
+    assert "| The second claim | **reproduced** | 2 |" in [
+        line.replace("[2](02_class_matrices.ipynb)", "2") for line in after
+    ]
+
+
+def test_an_answer_may_ask_for_the_verdict_of_one_set(written):
+    entries = copy.deepcopy(LEDGER)
+    entries["answer"]["blanks"]["does"][0]["when"] = {"second/mnist": ["contradicted"]}
+    ledger = written(entries)
+    assert claims.answer(ledger, judge_all(ledger, {"mnist": made_up(NO)})).startswith("A step helps")
+    assert claims.answer(ledger, judge_all(ledger, {"digits": made_up(NO)})).startswith("A step does not help")
+    entries["answer"]["blanks"]["does"][0]["when"] = {"first/mnist": ["contradicted"]}
+    with pytest.raises(LedgerError, match="first/mnist"):
+        written(entries)

@@ -10,10 +10,16 @@ from stiffkit import endpoints
 from stiffkit.endpoints import (
     QUANTITIES,
     arithmetics_apart,
+    arithmetics_distance,
     change,
+    clipped_misfit,
+    clipped_prediction,
     larger_change,
+    layer_level,
+    least_of_last_layer,
     level,
     onset,
+    pair_level,
     ratio,
     regimes_apart,
     slope_change,
@@ -385,12 +391,72 @@ def test_an_unknown_turn_is_refused():
         stopping_excess(runs, "between", "maximum", "sign", "train-train")
 
 
+# ------------------------------------------------------------------------------------------------------- taken apart
+
+
+def taken_apart(layers=3):
+    """Thirty whole epochs; a layer's value is its number and the epoch, a pair's the number wrong and the epoch."""
+    runs = made_up(lambda seed, epochs, arithmetic, *_: 0.8 if arithmetic == "exact" else 0.5, images=EVERY)
+    axes = {"regime": REGIMES, "measure": MEASURES}
+    epochs = runs.epochs.isel(seed=0, drop=True)
+    layer = xr.DataArray([1.0, 2.0, 3.0, 4.0], {"layer": [1, 2, 3, 4]}, "layer")
+    wrong = xr.DataArray([0.0, 1.0, 2.0], {"rightness": ["both right", "one wrong", "both wrong"]}, "rightness")
+    same = xr.DataArray(np.ones((3, 2)), axes)
+    return runs.assign(
+        layer_within=((layer + epochs / 100) * same).where(layer.layer <= layers).expand_dims(seed=runs.seed),
+        pair_within=((wrong + epochs / 100) * same).expand_dims(seed=runs.seed),
+    )
+
+
+def test_first_and_last_layer():
+    runs = taken_apart()
+    assert layer_level(runs, "first", "sign", "val-val", "late").values == pytest.approx([1.255] * 2)
+    assert layer_level(runs, "last", "sign", "val-val", "late").values == pytest.approx([3.255] * 2)
+    assert least_of_last_layer(runs, "sign", "val-val").values == pytest.approx([3.0] * 2)
+
+
+def test_right_and_wrong_pairs():
+    found = [pair_level(taken_apart(), r, "sign", "val-val", "late").values for r in ("both right", "both wrong")]
+    assert found == [pytest.approx([0.255] * 2), pytest.approx([2.255] * 2)]
+
+
+def test_a_distance_has_no_sign():
+    runs = taken_apart()
+    apart = arithmetics_apart(runs, "within", "sign", "val-val", "late", "keras2019")
+    assert apart.values == pytest.approx([0.3] * 2)
+    lower = runs.assign(within=-runs.within)
+    assert arithmetics_apart(lower, "within", "sign", "val-val", "late", "keras2019").values == pytest.approx(
+        [-0.3] * 2
+    )
+    for found in (runs, lower):
+        distance = arithmetics_distance(found, "within", "sign", "val-val", "late", "keras2019")
+        assert distance.values == pytest.approx([0.3] * 2)
+
+
+@pytest.mark.parametrize(("by", "share"), [("class", (0.9 * 0.6 + 0.1 * 0.2) / 2), ("all", 0.5 * 0.4)])
+def test_what_clipping_must_give_and_the_largest_distance_from_it(by, share):
+    runs = taken_apart()
+    parts = {"part": ["train", "val"]}
+    left = xr.DataArray([[0.9, 0.1], [0.6, 0.2]], parts | {"class_a": [0, 1]})
+    clipped = xr.DataArray([0.0, 1.0], {"arithmetic": ["exact", "keras2019"]}, "arithmetic")
+    runs = runs.assign(unclipped=1 - clipped * (1 - left), zero=clipped * (1 - left.mean("class_a")))
+    found = clipped_prediction(runs, "train-val", by)
+    assert found.values == pytest.approx(np.full(found.shape, 0.8 * share))
+    late = xr.where((runs.images == EVERY[20]) & (runs.arithmetic == "keras2019"), 0.7, runs.within)
+    assert clipped_misfit(runs.assign(within=late), "train-val", by).values == pytest.approx([0.7 - 0.8 * share] * 2)
+
+
 def test_every_quantity_that_a_claim_can_name():
     assert set(QUANTITIES) == {
         "level",
         "change",
         "ratio",
         "arithmetics_apart",
+        "arithmetics_distance",
+        "least_of_last_layer",
+        "layer_level",
+        "pair_level",
+        "clipped_misfit",
         "regimes_apart",
         "larger_change",
         "slope_change",

@@ -134,7 +134,10 @@ def test_stages_are_means_over_seeds_of_the_four_checkpoints():
 # What is recorded
 
 
-@pytest.mark.parametrize("name", sorted(claims.read().runs))
+OWN = sorted(name for name, runs in claims.read().runs.items() if runs.chapter == ClassMatrices.number)
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_recorded_runs_are_whole_official_and_say_where_they_come_from(name):
     recorded = [run for run in map(results.find, claims.read().runs[name].experiments()) if run is not None]
     checksums = {run.attrs["data_checksum"] for run in recorded}

@@ -144,6 +144,14 @@ def test_schedules_ascend_from_the_start_to_the_end(epochs, n):
     assert [k for k in range(1, int(epochs) + 1) if k * n not in images] == []
 
 
+def test_the_sparse_schedule():
+    training = Training(dataset="mnist", model="fc", epochs=30, seed=1, schedule="sparse")
+    epochs = [0.25, 1, 1.5, 2, 2.5, 3, 6, 9, 12, 12.6, 15, 18, *range(21, 31)]
+    assert training.images(60_000) == [0, 1600, *(int(e * 60_000) for e in epochs)]
+    standard = training.model_copy(update={"schedule": "standard"})
+    assert set(training.images(60_000)) <= set(standard.images(60_000)), "runs of both can be put side by side"
+
+
 def test_own_checkpoints_replace_the_schedule():
     assert small().training.images(1_201) == [0, 32, 96]
 
@@ -331,11 +339,50 @@ def test_computed_again_it_is_the_same_bit_for_bit_whatever_the_threads(run):
         {"optimizer": "sgd"},
         {"learning_rate": 1e-2},
         {"batch_size": 16},
+        {"loss": "mse"},
+        {"loss": "label_smoothing"},
+        {"activation": "tanh"},
+        {"train_size": 100},
     ],
 )
 def test_every_field_of_the_training_has_an_effect(run, fields):
-    found = computed(small(**({"checkpoints": (32,), "arithmetics": ("exact",)} | fields)))
-    assert abs(found.loss.values[0] - run.loss.values[1]).max() > 1e-5
+    found = computed(small(**({"checkpoints": (96,), "arithmetics": ("exact",)} | fields)))
+    assert abs(found.loss.values[0] - run.loss.values[2]).max() > 1e-5
+
+
+def test_training_in_float64_agrees_with_float32_at_first():
+    found = computed(small(dtype="float64", loss="exact", checkpoints=(0, 32), arithmetics=("exact",)))
+    usual = computed(small(loss="exact", checkpoints=(0, 32), arithmetics=("exact",)))
+    np.testing.assert_allclose(found.loss, usual.loss, rtol=1e-5)
+    assert float(abs(found.loss - usual.loss).max()) > 0
+
+
+def test_a_small_training_set_is_balanced_and_the_seeds_own(monkeypatch):
+    from stiffkit import experiment
+
+    seen = []
+    monkeypatch.setattr(experiment, "train", lambda model, points, **_: seen.append(points) or iter(()))
+    for seed in (1, 2):
+        computed(small(seed, train_size=50))
+    (x, y), (x2, _) = seen
+    assert y.bincount().tolist() == [5] * 10
+    assert not torch.equal(x, x2)
+
+
+def test_a_network_measured_with_its_own_loss():
+    found = computed(small(loss="mse", checkpoints=(32,), arithmetics=("exact", "own")))
+    assert found.arithmetic.values.tolist() == ["exact", "own"]
+    assert not found.within.isnull().any()
+    same = computed(small(loss="exact", checkpoints=(32,), arithmetics=("exact", "own")))
+    np.testing.assert_array_equal(same.within.sel(arithmetic="own"), same.within.sel(arithmetic="exact"))
+
+
+def test_attribution_adds_to_what_is_measured_and_changes_nothing(run):
+    found = computed(small(attribution=True, checkpoints=(0, 32)))
+    names = [name for name in run.data_vars if name != "batch_loss"]
+    xr.testing.assert_allclose(found[names].drop_attrs(), run[names].isel(images=slice(2)).drop_attrs(), atol=1e-6)
+    assert {"layer_within", "pair_within", "unclipped", "decile_within"} <= set(found.data_vars) - set(run.data_vars)
+    assert found.layer.values.tolist() == [1, 2, 3, 4]
 
 
 def test_a_subset_of_its_own_changes_the_points_and_not_the_training(run):

@@ -22,7 +22,7 @@ RANDOM = np.random.default_rng(0)
 def array(dims, **coords):
     """Random values in (-1, 1) with these dimensions."""
     shape = [len(coords[dim]) for dim in dims]
-    return xr.DataArray(RANDOM.uniform(-1, 1, shape), coords, dims)
+    return xr.DataArray(RANDOM.uniform(-1, 1, shape), {dim: coords[dim] for dim in dims}, dims)
 
 
 CHANGE = array(
@@ -65,6 +65,32 @@ RUNS = xr.Dataset(
 )
 SPARSE = RUNS.assign(within=RUNS.within.where((RUNS.arithmetic == "exact") | (RUNS.images > 10_000)))
 
+TAKEN = RUNS.assign(
+    layer_within=array(("seed", "images", "layer", "regime", "measure"), layer=[1, 2, 3], **AXES),
+    pair_within=array(
+        ("seed", "images", "rightness", "regime", "measure"),
+        rightness=["both right", "one wrong", "both wrong"],
+        **AXES,
+    ),
+)
+DOSE = xr.Dataset(
+    {
+        "within": array(("seed", "images", "arithmetic"), **AXES | {"arithmetic": ["float32", "keras2019"]}),
+        "between": array(("seed", "images", "arithmetic"), **AXES | {"arithmetic": ["float32", "keras2019"]}),
+        "past": 100 * RUNS.past_gap.sel(part="train", drop=True),
+        "predicted": array(("seed", "images"), **AXES),
+    }
+)
+LATE = {
+    "fused float32": RUNS[["within", "between"]].isel(images=-1, regime=0, measure=0, drop=True),
+    "squared error": xr.Dataset(
+        {
+            kind: array(("seed", "arithmetic"), seed=[1, 2], arithmetic=["exact", "own"])
+            for kind in ("within", "between")
+        }
+    ),
+}
+
 DATA = (CHANGE, PLACES, CHECKS, MATRICES, WITHIN, BETWEEN, RUNS)
 
 CALLS = {
@@ -74,6 +100,9 @@ CALLS = {
     "curves": lambda **options: plots.curves(
         {"one": {"a": RUNS.past_gap.sel(part="train")}, "two": {"b": RUNS.past_gap.sel(part="val")}}, RUNS, **options
     ),
+    "doses": lambda **options: plots.doses({"MNIST": DOSE, "CIFAR-10": DOSE.isel(images=slice(3))}, **options),
+    "trained_and_measured": lambda **options: plots.trained_and_measured(LATE, **options),
+    "taken_apart": lambda **options: plots.taken_apart({"a": TAKEN, "b": TAKEN.isel(layer=slice(2))}, **options),
     "step_map": lambda **options: plots.step_map(CHANGE, PLACES, (0.3, -0.2), **options),
     "step_checks": lambda **options: plots.step_checks(CHECKS, 1e-3, **options),
     "class_matrices": lambda **options: plots.class_matrices(MATRICES, "stage", "measure", **options),
@@ -84,6 +113,9 @@ PANELS = {
     "arithmetics": (2, 2),
     "overview": (1, 2),
     "curves": (1, 2),
+    "doses": (2, 2),
+    "trained_and_measured": (1, 2),
+    "taken_apart": (2, 2),
     "step_map": (1, 2),
     "step_checks": (1, 2),
     "class_matrices": (2, 2),
@@ -426,3 +458,54 @@ def test_arithmetics_shows_shares_in_percent():
     np.testing.assert_allclose(lines(axes[1, 0])["training"][1], 100 * RUNS.past_gap.sel(part="train").mean("seed"))
     expected = 100 * RUNS.wrong_sign.sel(arithmetic="float32", regime="val-val").mean("seed")
     np.testing.assert_allclose(lines(axes[1, 1])["fused float32"][1], expected)
+
+
+# Chapter 8
+
+
+def test_doses_are_all_dots_and_the_prediction():
+    axes = CALLS["doses"]()
+    for column, found in enumerate((DOSE, DOSE.isel(images=slice(3)))):
+        for row, kind in enumerate(("within", "between")):
+            shown = lines(axes[row, column])
+            for arithmetic, name in (("float32", "fused float32"), ("keras2019", "clipped")):
+                x, y = shown[f"{name} less exact"]
+                np.testing.assert_allclose(x, np.ravel(found.past))
+                np.testing.assert_allclose(y, np.ravel(found[kind].sel(arithmetic=arithmetic)))
+        x, y = lines(axes[0, column])["(share not clipped)², no free parameter"]
+        np.testing.assert_allclose(x, np.sort(found.past.median("seed")))
+        assert set(y) == set(found.predicted.median("seed").values)
+
+
+def test_trained_and_measured_shows_means_and_intervals():
+    axes = CALLS["trained_and_measured"]()
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == [
+        "trained with\nfused float32",
+        "trained with\nsquared error",
+    ]
+    for ax, kind in zip(axes, ("within", "between"), strict=True):
+        shown = {bars.get_label(): bars for bars in ax.containers}
+        assert set(shown) == {f"measured {n}" for n in ("exact", "fused float32", "clipped", "own loss")}
+        x, y = shown["measured exact"].lines[0].get_data()
+        np.testing.assert_allclose(x, [float(v[kind].sel(arithmetic="exact").mean()) for v in LATE.values()])
+        assert np.round(y).tolist() == [0, 1]
+        (x,), (y,) = shown["measured own loss"].lines[0].get_data()
+        assert round(y) == 1
+        spread = t_interval(LATE["squared error"][kind].sel(arithmetic="own"))
+        ((low, _), (high, _)) = shown["measured own loss"].lines[2][0].get_segments()[0]
+        assert (low, high) == (pytest.approx(float(spread.low)), pytest.approx(float(spread.high)))
+
+
+def test_taken_apart_shows_layers_and_pairs_around_the_whole():
+    axes = CALLS["taken_apart"]()
+    for column, layers in enumerate((3, 2)):
+        top, bottom = (lines(ax) for ax in axes[:, column])
+        here = TAKEN.sel(regime="train-train", measure="sign").mean("seed")
+        for n in range(1, 4):
+            assert (f"layer {n}" in top) is (n <= layers)
+        np.testing.assert_allclose(top["layer 2"][1], here.layer_within.sel(layer=2))
+        np.testing.assert_allclose(bottom["one wrong"][1], here.pair_within.sel(rightness="one wrong"))
+        for shown in (top, bottom):
+            np.testing.assert_allclose(shown["whole gradient, all pairs"][1], here.within.sel(arithmetic="exact"))
+    (legend,) = axes[0, 0].figure.legends
+    assert {"layer 3", "both wrong", "whole gradient, all pairs"} <= {text.get_text() for text in legend.get_texts()}
