@@ -236,7 +236,7 @@ class NetworkOrArithmetic(Chapter):
     dataset: str = Field("mnist", description="data set")
     model: str = Field("", description="network; empty: the data set's own")
     activation: str = Field("relu", description="of the hidden layers")
-    training_loss: str = Field("", description="that is minimised; empty: each of the five in turn")
+    training_loss: str = Field("", description="that is minimised, beside the fused one; empty: all five")
     arithmetic: str = Field("keras2019", description="that exact gradients are held against")
     learning_rate: float = Field(1e-3, gt=0, description="of Adam, constant")
     epochs: float = Field(0, ge=0, le=1000, description="passes over the training set; 0: the data set's own")
@@ -260,8 +260,8 @@ class NetworkOrArithmetic(Chapter):
 
     @property
     def experiments(self) -> dict[str, list[Experiment]]:
-        """For each training loss one experiment a seed; the first loss is today's, the fused one."""
-        losses = [self.training_loss] if self.training_loss else LOSSES
+        """For each training loss one experiment a seed; the fused one is always there, as the figures begin with it."""
+        losses = dict.fromkeys(["float32", self.training_loss]) if self.training_loss else LOSSES
         return {loss: self._series(self.dataset, loss=loss, activation=self.activation) for loss in losses}
 
     @property

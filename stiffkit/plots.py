@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from itertools import product
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -359,7 +360,7 @@ def doses(sets: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
                 here = found[kind].sel(arithmetic=arithmetic)
                 label = f"{SPOKEN[arithmetic]} less exact"
                 ax.plot(np.ravel(found.past), np.ravel(here), marker, color=colour, markersize=3.5, label=label)
-        middle = found[["past", "predicted"]].median("seed").sortby("past")
+        middle = found[["past", "predicted"]].median("seed").sortby("past").dropna("images")
         top.plot(
             middle.past, middle.predicted, color="black", linewidth=1, label="(share not clipped)², no free parameter"
         )
@@ -436,7 +437,7 @@ def taken_apart(sets: Mapping[str, xr.Dataset], regime: str = "train-train", axe
         for ax in column:
             _band(ax, here.within.sel(arithmetic="exact"), "black", "-", "whole gradient, all pairs")
             _through_training(ax, runs, "")
-        column[0].set(title=title, xlabel="", ylim=(-0.15, 1.05))
+        column[0].set(title=fill(title, 16), xlabel="", ylim=(-0.15, 1.05))
     for ax, kind in zip(np.reshape(axes, (2, -1))[:, 0], ("layers", "pairs"), strict=True):
         ax.set_ylabel(f"within classes, {kind}")
     named = {}

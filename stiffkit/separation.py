@@ -197,9 +197,9 @@ def rest_of_change(runs: xr.Dataset) -> dict[str, dict[str, xr.DataArray]]:
     shares = {name: runs.within_share.sel(regime=regime) for name, regime in regimes.items()}
     carried = {name: runs.points_for_90.sel(part=part) for name, part in zip(regimes, ("train", "val"), strict=True)}
     return {
-        "share within classes": shares,
-        "sign, weighted by the change": weighted,
-        "images with 90 % of the gradient": carried,
+        "within classes": shares,
+        "weighted sign": weighted,
+        "images that count": carried,
     }
 
 

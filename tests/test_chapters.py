@@ -23,12 +23,25 @@ from pydantic import Field
 from torch import nn
 
 from stiffkit import class_stiffness, data, definition, rerun
-from stiffkit.chapters import Chapter, ClassMatrices, Definition, ParameterError, TooLongError, book, rounded
+from stiffkit.chapters import (
+    Chapter,
+    ClassMatrices,
+    Definition,
+    NetworkOrArithmetic,
+    ParameterError,
+    TooLongError,
+    book,
+    rounded,
+)
 from stiffkit.models import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK = "book/01_definition.ipynb"
-CHAPTERS = {NOTEBOOK: Definition, "book/02_class_matrices.ipynb": ClassMatrices}
+CHAPTERS = {
+    NOTEBOOK: Definition,
+    "book/02_class_matrices.ipynb": ClassMatrices,
+    "book/08_network_or_arithmetic.ipynb": NetworkOrArithmetic,
+}
 NAMES = "dataset", "model", "initialisation", "sphere", "points", "learning_rate", "seed", "max_minutes"
 
 

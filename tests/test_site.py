@@ -24,7 +24,7 @@ import book  # noqa: E402
 OFF = ("gpu", "quic", "background-networking", "component-update", "sync")
 FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in OFF)]
 VIEWS = [(390, "light"), (390, "dark"), (1280, "dark"), (1280, "light")]
-FIGURES = {"01_definition": 5, "02_class_matrices": 6}
+FIGURES = {"01_definition": 5, "02_class_matrices": 6, "08_network_or_arithmetic": 6}
 CHAPTERS = sorted(path.stem for path in ROOT.glob("book/[0-9]*.ipynb"))
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "video": "src", "source": "src"}
 FACTS = """() => {
@@ -184,6 +184,14 @@ def test_nothing_is_loaded_from_elsewhere(pages):
 def test_figures_are_numbered_and_have_captions(pages):
     captions = [(name, text) for name, page in pages.items() for text in page.captions]
     none([found for found in captions if not re.match(r"Fig\. \d+(\.\d+)? \S.{10,}", found[1])])
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_chapters_have_the_numbers_of_their_files(pages, name):
+    page, number = pages[f"book/{name}.html"], int(name[:2])
+    assert [re.match(r"Fig\. (\d+)\.", text)[1] for text in page.captions] == [str(number)] * FIGURES[name]
+    text = " ".join(re.sub(r"<[^>]*>", " ", page.path.read_text(encoding="utf-8")).split())
+    assert f" {number}. {book.live.title(nbformat.read(ROOT / 'book' / f'{name}.ipynb', 4))} " in text
 
 
 def test_alt_text_says_what_is_to_be_seen(pages):
