@@ -1,21 +1,23 @@
 r"""The Gram matrix of per-sample loss gradients, from which every measure of this library is computed."""
 
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from stiffkit.layers import Signals, UncertainError, inner, layer_gram, plain_layers, signals, squared_norms
-from stiffkit.measuring import measurable, undisturbed
+from stiffkit.layers import Products, products
+from stiffkit.measuring import Parameters, free_memory, measured
 from stiffkit.mixing import refuse_mixing
 from stiffkit.output_gradients import Loss
 from stiffkit.per_sample import blocks, pullback
-from stiffkit.points import Points, PointSet, check_points
+from stiffkit.points import Points, PointSet, batches, check_points
+from stiffkit.signals import BATCH, Signals, UncertainError, bytes_a_point, candidates, signals, trainable
+
+SLICE_BYTES = 64 * 2**20  # the most that the per-sample gradients of one slice of a layer take
 
 Index = slice | Iterable[int] | Tensor
-Parts = dict[str, tuple[Tensor, Tensor, Tensor]]  # by layer: inner products (n, m), squared norms (n,) and (m,)
+Parts = dict[str, Products]  # by layer
 Scales = tuple[Tensor, Tensor]  # the norms of the output gradients, (n,) and (m,), that Parts leave out
 
 
@@ -77,7 +79,14 @@ def _index(index: Index, n: int) -> Tensor:
 
 
 def gradient_gram(
-    model: nn.Module, loss: Loss, points: Points, points2: Points | None = None, *, by: str | None = None
+    model: nn.Module,
+    loss: Loss,
+    points: Points,
+    points2: Points | None = None,
+    *,
+    parameters: Parameters | None = None,
+    by: str | None = None,
+    max_memory: int | None = None,
 ) -> GradientGram | dict[str, GradientGram]:
     r"""The Gram matrix $K_{ij} = g_i \cdot g_j$ of per-sample loss gradients $g_i = \nabla_W \ell(f_W(x_i), y_i)$.
 
@@ -93,19 +102,22 @@ def gradient_gram(
         points: `(inputs, targets)`, samples first. A tensor is passed as `model(x)`, a tuple as `model(*x)`, a dict as
             `model(**x)`.
         points2: the columns; left out, the first set with itself.
+        parameters: those of the parameters that count, by name, or as a function of name and parameter; left out, all.
+            Frozen ones never count.
         by: "layer" for one Gram matrix a module that owns parameters; their `dot` add up to the whole.
+        max_memory: bytes that are taken beside model, points and result; left out, half of what is free.
 
     Returns:
         A `GradientGram` of shape (n, m); with `by="layer"` a dict of them by module name.
 
     Raises:
         ValueError: a loss that is averaged, of a wrong shape, NaN or infinite; a model in train mode with batch norm or
-            dropout, or whose points influence each other.
+            dropout, or whose points influence each other; a parameter that does not exist, or none at all.
 
     The backward pass runs in the dtype of the model, sums over more than 65,536 terms in float64; TF32 is switched
-    off. The model is left exactly as it was found. Networks made of `nn.Linear` and `nn.Conv2d` alone go layer by
-    layer without per-sample gradients of the linear layers; others go whole through `torch.func`, and point by point,
-    with a warning, where that refuses.
+    off. The model is left exactly as it was found. Linear layers, convolutions, embeddings and normalisations that are
+    called once go layer by layer; all other parameters go through `torch.func`, and where that refuses point by point,
+    with a warning.
 
     >>> model = nn.Linear(2, 2, bias=False).double()
     >>> x, y = torch.tensor([[3.0, 4.0], [4.0, -3.0]], dtype=torch.float64), torch.tensor([0, 0])
@@ -116,71 +128,145 @@ def gradient_gram(
     """
     if by not in (None, "layer"):
         raise ValueError(f'by must be None or "layer", got {by!r}')
-    model = measurable(model)
-    device = next(model.parameters()).device
-    with undisturbed(model):
+    if max_memory is not None and max_memory <= 0:
+        raise ValueError(f"max_memory must be a number of bytes above 0, got {max_memory!r}")
+    with measured(model, parameters) as model:
+        device = next(model.parameters()).device
         rows = check_points(points, "points", device)
         columns = rows if points2 is None else check_points(points2, "points2", device)
         filled = [s for s in (rows, columns) if len(s)]
         for s in filled[: 1 if rows is columns else 2]:
             refuse_mixing(model, loss, s)
+        memory = max_memory or free_memory(device) // 2
         if len(filled) == 2:
-            grams = _measure(model, loss, rows, columns, by)
+            grams = _measure(model, loss, rows, columns, by, memory)
         else:  # the norms of the one set that has points are still wanted
-            grams = _measure(model, loss, filled[0], filled[0], by) if filled else _nothing(model, by)
+            grams = _measure(model, loss, filled[0], filled[0], by, memory) if filled else _nothing(model, by)
             grams = {name: g.block(range(len(rows)), range(len(columns))) for name, g in grams.items()}
     return grams if by == "layer" else grams[""]
 
 
 def _measure(
-    model: nn.Module, loss: Loss, rows: PointSet, columns: PointSet, by: str | None
+    model: nn.Module, loss: Loss, rows: PointSet, columns: PointSet, by: str | None, memory: int
 ) -> dict[str, GradientGram]:
-    layers = plain_layers(model)
-    if layers:
-        with suppress(UncertainError):
-            parts, scales = _layer_by_layer(model, layers, loss, rows, columns, by)
-            return {name: _assemble(part, scales, rows is columns) for name, part in parts.items()}
-    parts, scales = _whole(model, loss, rows, columns, by)
-    return {name: _assemble(part, scales, rows is columns) for name, part in parts.items()}
+    layers, plan = _planned(model, loss, rows, memory)
+    while True:
+        try:
+            parts, scales = _by_layers(model, layers, loss, rows, columns, plan)
+            break
+        except UncertainError as error:
+            layers = {name: module for name, module in layers.items() if name not in error.names}
+    certain = {id(p) for module in layers.values() for p in trainable(module)}
+    rest = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in certain]
+    if rest:
+        _add_rest(parts, model, loss, rows, columns, rest, memory)
+    grouped: Parts = {}
+    for name, part in parts.items():
+        key = name if by == "layer" else ""
+        grouped[key] = tuple(a + b for a, b in zip(grouped[key], part, strict=True)) if key in grouped else part
+    return {name: _assemble(part, scales, rows is columns) for name, part in grouped.items()}
 
 
-def _layer_by_layer(
-    model: nn.Module, layers: dict[str, nn.Module], loss: Loss, rows: PointSet, columns: PointSet, by: str | None
+@dataclass(frozen=True)
+class _Plan:
+    """How many points go into one pass, how many are kept at a time, and the bytes of one slice of a layer."""
+
+    batch: int
+    block: int
+    slice_bytes: int
+
+
+def _planned(model: nn.Module, loss: Loss, points: PointSet, memory: int) -> tuple[dict[str, nn.Module], _Plan]:
+    """The layers whose gradients two points show to be certain, and a plan that stays within the memory."""
+    layers, ends = candidates(model), points.take([0, len(points) - 1])
+    while True:
+        try:
+            kept, passing = bytes_a_point(model, layers, loss, ends)
+            break
+        except UncertainError as error:
+            layers = {name: module for name, module in layers.items() if name not in error.names}
+        except Exception:  # an embedding that was looked up once for all samples may be wanted just once
+            embeddings = [name for name, module in layers.items() if isinstance(module, nn.Embedding)]
+            if not embeddings:
+                raise
+            layers = {name: module for name, module in layers.items() if name not in embeddings}
+    batch = int(max(1, min(BATCH, memory / 4 / max(passing, 1))))
+    block = int(max(1, memory / 4 / max(kept, 1)))
+    return layers, _Plan(batch, block, max(1, min(SLICE_BYTES, memory // 8)))
+
+
+def _by_layers(
+    model: nn.Module, layers: dict[str, nn.Module], loss: Loss, rows: PointSet, columns: PointSet, plan: _Plan
 ) -> tuple[Parts, Scales]:
-    first = signals(model, layers, loss, rows)
-    second = first if rows is columns else signals(model, layers, loss, columns)
-    parts: Parts = {}
-    for name, module in layers.items():
-        g, h = first.by_layer[name], second.by_layer[name]
-        products = layer_gram(module, g, g if first is second else h)
-        if not _agrees(name, first, second, products):
-            raise UncertainError(f"layer {name!r} sums to something else than autograd's gradient")
-        total = parts.get(key := name if by == "layer" else "")
-        parts[key] = products if total is None else tuple(t + p for t, p in zip(total, products, strict=True))
-    return parts, (first.scale, second.scale)
-
-
-def _whole(model: nn.Module, loss: Loss, rows: PointSet, columns: PointSet, by: str | None) -> tuple[Parts, Scales]:
+    """What certain layers have, block by block: of a set with itself those on and above the diagonal."""
     same = rows is columns
-    first = pullback(model, loss, rows)
-    second = first if same else pullback(model, loss, columns)
-    owners = [name.rpartition(".")[0] if by == "layer" else "" for name in first.names]
-    parts: Parts = {owner: _zeros(rows, columns) for owner in owners}
-    for i, j, g, h in blocks(first, second):
+    parts: Parts = {name: _zeros(rows, columns) for name in layers}
+    scales = tuple(torch.zeros(len(s), dtype=torch.float64, device=s.device) for s in (rows, columns))
+    for i in batches(len(rows), plan.block):
+        first = _signals(model, layers, loss, rows, i, plan)
+        first.outputs.check(i.start)
+        scales[0][i.start : i.stop] = first.outputs.scale
+        for j in batches(len(columns), plan.block):
+            if same and j.start < i.start:
+                continue
+            second = first if same and i == j else _signals(model, layers, loss, columns, j, plan, first)
+            if not same and i.start == 0:
+                second.outputs.check(j.start)
+            scales[1][j.start : j.stop] = second.outputs.scale
+            for name in layers:
+                products = first.records[name].products(second.records[name], plan.slice_bytes)
+                if not _agrees(first.totals[name], second.totals[name], first, second, products):
+                    raise UncertainError([name])
+                _put(parts[name], i, j, products, same)
+    return parts, scales
+
+
+def _signals(
+    model: nn.Module,
+    layers: dict[str, nn.Module],
+    loss: Loss,
+    points: PointSet,
+    numbers: range,
+    plan: _Plan,
+    like: Signals | None = None,
+) -> Signals:
+    chosen = points if len(numbers) == len(points) else points.take(slice(numbers.start, numbers.stop))
+    return signals(model, layers, loss, chosen, batch_size=plan.batch, like=like)
+
+
+def _put(part: Products, i: range, j: range, products: Products, same: bool) -> None:
+    """Add the products of a block of rows and columns to those of all; norms where they come for the first time."""
+    dot, square, square2 = part
+    dot[i.start : i.stop, j.start : j.stop] += products[0]
+    if same and i != j:
+        dot[j.start : j.stop, i.start : i.stop] += products[0].T
+    if j.start == (i.start if same else 0):
+        square[i.start : i.stop] += products[1]
+    if i.start == 0:
+        square2[j.start : j.stop] += products[2]
+
+
+def _add_rest(
+    parts: Parts,
+    model: nn.Module,
+    loss: Loss,
+    rows: PointSet,
+    columns: PointSet,
+    names: list[str],
+    memory: int,
+) -> None:
+    """Add what the other parameters have, from their per-sample gradients."""
+    same = rows is columns
+    first = pullback(model, loss, rows, names)
+    second = first if same else pullback(model, loss, columns, names)
+    owners = [name.rpartition(".")[0] for name in names]
+    parts |= {owner: _zeros(rows, columns) for owner in owners if owner not in parts}
+    for i, j, g, h in blocks(first, second, memory):
         for owner, g_p, h_p in zip(owners, g, h, strict=True):
-            dot, square, square2 = parts[owner]
-            products = inner(g_p, h_p)
-            dot[i.start : i.stop, j.start : j.stop] += products
-            if same and i != j:
-                dot[j.start : j.stop, i.start : i.stop] += products.T
-            if j.start == (i.start if same else 0):
-                square[i.start : i.stop] += squared_norms(g_p)
-            if i.start == 0:
-                square2[j.start : j.stop] += squared_norms(h_p)
-    return parts, (first.scale, second.scale)
+            _put(parts[owner], i, j, products(g_p, h_p), same)
 
 
-def _zeros(rows: PointSet, columns: PointSet) -> tuple[Tensor, Tensor, Tensor]:
+def _zeros(rows: PointSet, columns: PointSet) -> Products:
     shapes = (rows.n, columns.n), (rows.n,), (columns.n,)
     return tuple(torch.zeros(shape, dtype=torch.float64, device=rows.device) for shape in shapes)
 
@@ -210,13 +296,12 @@ def _nothing(model: nn.Module, by: str | None) -> dict[str, GradientGram]:
     return dict.fromkeys(owners if by == "layer" else [""], empty)
 
 
-def _agrees(name: str, first: Signals, second: Signals, products: tuple[Tensor, Tensor, Tensor]) -> bool:
+def _agrees(total: Tensor, total2: Tensor, first: Signals, second: Signals, products: Products) -> bool:
     r"""Hold $w^\top K w'$ of a layer to the inner product of two sums of gradients that plain autograd has taken.
 
     A kink of a ReLU decided otherwise may move it a little; a layer whose rows are not the samples, by far.
     """
     dot, square, square2 = products
     w, w2 = first.weights.double(), second.weights.double()
-    expected = first.totals[name].double() @ second.totals[name].double()
     size = ((w.square() @ square) * (w2.square() @ square2)).sqrt()
-    return bool((w @ dot @ w2 - expected).abs() <= 1e-3 * size)
+    return bool((w @ dot @ w2 - total.double() @ total2.double()).abs() <= 1e-3 * size)

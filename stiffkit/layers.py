@@ -1,229 +1,229 @@
-r"""Gram matrices of networks made of linear and convolutional layers, from layer inputs and output gradients alone.
+r"""Per-sample gradients of layers, from the input $a_i$ and output gradient $b_i$ of each, and their inner products.
 
-One forward and one backward pass give for every layer and sample the input $a_i$ and the gradient $b_i$ of the layer's
-output. A linear layer on vectors has the per-sample gradient $b_i a_i^\top$ (and $b_i$ for the bias), so its part of
-the Gram matrix is $(a_i\cdot a_j + 1)\,(b_i\cdot b_j)$: the gradient itself, rows x columns numbers a sample, is never
-formed. On sequences and for convolutions the sum over positions is formed, one slice of one layer at a time.
+One forward and one backward pass give both for every layer and sample. With t running over positions of a sequence or
+an image, the gradient of sample i is
+
+* of a linear layer $\sum_t b_{it} a_{it}^\top$, and $\sum_t b_{it}$ of its bias; with one position the inner products
+  are $(a_i\cdot a_j + 1)\,(b_i\cdot b_j)$, so that the gradients, rows x columns numbers a sample, are never formed;
+* of a convolution the same, with the patch that each position sees in place of $a_{it}$;
+* of an embedding $\sum_{t:\,a_{it} = k} b_{it}$ for every token k;
+* of a normalisation $\sum_t b_{it} \odot \hat x_{it}$ for the gain, $\hat x$ the normalised input, and
+  $\sum_t b_{it}$ for the shift.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
-
-from stiffkit.output_gradients import (
-    Loss,
-    OutputGradients,
-    call,
-    floating,
-    output_gradients,
-    parameters_of,
-    weighted_sum,
-)
-from stiffkit.points import PointSet, batches
 
 COLUMNS = 65_536  # the longest float32 sum; longer ones are added in float64 (a sum over 1e8 columns would err by 3e-2)
-SLICE_BYTES = 64 * 2**20  # the most that the per-sample gradients of one slice of a layer take
 ROWS = 128  # rows at a time in a product of a set with itself, of which the lower triangle is left out
-BATCH = 64  # points in one forward and backward pass
-
+PATCH_BYTES = 2**20  # of the patches of as many images as are multiplied at a time: they stay in the processor's cache
 
 Signal = tuple[Tensor, Tensor]  # a layer's input a and output gradient b, samples first
+Products = tuple[Tensor, Tensor, Tensor]  # inner products (n, m) and squared norms (n,) and (m,), float64
 
 
-class UncertainError(Exception):
-    """A layer's gradient cannot be told from its input and output gradient for certain."""
-
-
-@dataclass
-class Signals:
-    r"""For each layer its inputs a and output gradients b, samples first, and what was taken out of b.
-
-    `totals` are $\sum_i w_i g_i$ over all points, a vector a layer, by plain autograd, with random `weights` w (n,):
-    what the layers' inputs and output gradients say of the same sum has to agree.
-    """
-
-    by_layer: dict[str, Signal]
-    scale: Tensor
-    weights: Tensor
-    totals: dict[str, Tensor]
-
-
-def plain_layers(model: nn.Module) -> dict[str, nn.Module] | None:
-    """The layers by name if every trainable parameter belongs to one plain nn.Linear or nn.Conv2d, else None."""
-    owners = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if _trainable(module)]
-    parameters = [p for _, module in owners for p in module.parameters(recurse=False)]
-    tied = len({id(p) for p in parameters}) < len(parameters)
-    return None if tied or not all(_is_plain(module) for _, module in owners) else dict(owners)
-
-
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
+    """Whether this module knows the gradient of the layer: of its very type, without hooks or a forward of its own."""
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    if hooked or "forward" in vars(module):
-        return False
-    if type(module) is nn.Conv2d:
-        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return type(module) is nn.Linear
+    return type(module) in GRADIENTS and not hooked and "forward" not in vars(module)
 
 
-def signals(model: nn.Module, layers: dict[str, nn.Module], loss: Loss, points: PointSet) -> Signals:
-    """Run the model on all points and return every layer's inputs and output gradients.
+def has_shape(module: nn.Module, a: Tensor, n: int) -> bool:
+    """Whether a layer's input has n samples first, and the dimensions that the layer's gradient is known for."""
+    if isinstance(module, CONVOLUTIONS):
+        return a.ndim == 2 + len(module.kernel_size) and len(a) == n
+    if isinstance(module, nn.BatchNorm1d):
+        return a.ndim in (2, 3) and len(a) == n
+    least = 1 if isinstance(module, nn.Embedding) else 2
+    return a.ndim >= least and len(a) == n
 
-    Raises:
-        UncertainError: if a layer or one of its parameters is used in another way than by one plain call.
 
+def without_idle_positions(module: nn.Module, a: Tensor, b: Tensor) -> Signal:
+    """Linear layers and embeddings without positions whose output gradient is zero in every sample.
+
+    In the last block of a network that reads off one token all positions but that one are such.
     """
-    found: dict[str, list[Signal]] = {name: [] for name in layers}
-    weights = torch.randn(len(points), generator=torch.Generator().manual_seed(0)).to(points.device)
-    parameters = [_trainable(module) for module in layers.values()]
-    totals = [0.0] * len(layers)
-    gradients = []
-    for numbers in batches(len(points), BATCH):
-        part = slice(numbers.start, numbers.stop)
-        batch = points.take(part)
-        with _Calls(layers) as calls:
-            outputs = call(model, batch.inputs)
-        gradients.append(output_gradients(outputs, loss, batch))
-        for name, signal in calls.differentiate(floating(outputs), gradients[-1].unit, len(batch)).items():
-            found[name].append(signal)
-        summed = weighted_sum(
-            floating(outputs), gradients[-1].unit, weights[part], [p for owned in parameters for p in owned]
-        )
-        pieces = summed.split([sum(p.numel() for p in owned) for owned in parameters])
-        totals = [total + piece for total, piece in zip(totals, pieces, strict=True)]
-    scale = OutputGradients.joined(gradients).scale
-    joined = {name: tuple(torch.cat(parts) for parts in zip(*found[name], strict=True)) for name in layers}
-    return Signals(joined, scale, weights, dict(zip(layers, totals, strict=True)))
+    if type(module) not in (nn.Linear, nn.Embedding):
+        return a, b
+    b = b.flatten(1, -2) if b.ndim > 2 else b[:, None]
+    a = a.reshape(len(a), b.shape[1], -1)
+    used = b.any(dim=2).any(dim=0)
+    if used.all() or not len(b):
+        return a, b
+    return a[:, used], b[:, used]
 
 
-def _trainable(module: nn.Module) -> list[Tensor]:
-    return [p for p in module.parameters(recurse=False) if p.requires_grad]
+def width(module: nn.Module) -> int:
+    """The trainable numbers of a layer."""
+    return sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad)
 
 
-class _Calls:
-    """Records, while the model runs, each layer's input and where its output sits in the autograd graph."""
-
-    def __init__(self, layers: dict[str, nn.Module]) -> None:
-        self.layers = layers
-        self.inputs: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in layers}
-        self.edges: dict[str, object] = {}
-
-    def __enter__(self) -> Self:
-        self.handles = [module.register_forward_hook(self._hook(name)) for name, module in self.layers.items()]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _hook(self, name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if len(args) == 1 and output.requires_grad:
-                self.inputs[name].append((args[0], args[0]._version))
-                # The edge is taken now: an in-place ReLU may turn the tensor into something else.
-                self.edges[name] = get_gradient_edge(output)
-
-        return hook
-
-    def differentiate(self, outputs: list[Tensor], unit: list[Tensor | None], n: int) -> dict[str, Signal]:
-        """Each layer's input and output gradient, for n samples whose output gradients are `unit`."""
-        pairs = [(z, u.to(z.dtype)) for z, u in zip(outputs, unit, strict=True) if u is not None and z.requires_grad]
-        uses = parameters_of([z for z, _ in pairs])
-        for name, module in self.layers.items():
-            if len(self.inputs[name]) != 1 or any(uses[p] != 1 for p in _trainable(module)):
-                raise UncertainError(f"layer {name!r} is not used exactly once, by a call")
-        gradients = torch.autograd.grad(
-            [z for z, _ in pairs],
-            [self.edges[name] for name in self.layers],
-            [u for _, u in pairs],
-            retain_graph=True,
-        )
-        return {
-            name: (self._input(name, n), self._samples_first(name, b, n))
-            for name, b in zip(self.layers, gradients, strict=True)
-        }
-
-    def _input(self, name: str, n: int) -> Tensor:
-        a, version = self.inputs[name][0]
-        if a._version != version:
-            raise UncertainError(f"the input of layer {name!r} was changed in place after the call")
-        return self._samples_first(name, a.detach(), n)
-
-    def _samples_first(self, name: str, tensor: Tensor, n: int) -> Tensor:
-        dimensions = (4,) if isinstance(self.layers[name], nn.Conv2d) else range(2, 100)
-        if tensor.ndim not in dimensions or len(tensor) != n:
-            raise UncertainError(f"layer {name!r} does not keep one row a sample")
-        return tensor if tensor.dtype == torch.float64 else tensor.float()
+def gradients(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
+    """The per-sample gradients of a layer's trainable parameters, in slices (n, at most about `columns`)."""
+    return GRADIENTS[type(module)](module, a, b, columns)
 
 
-def layer_gram(module: nn.Module, rows: Signal, columns: Signal) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer's inner products (n, m), and the squared norms (n,) and (m,), in float64."""
-    sets = [rows] if rows is columns else [rows, columns]
-    if isinstance(module, nn.Linear) and rows[0].ndim == 2:
-        squares = [_vectors(module, signal, signal, lambda g, _: squared_norms(g)) for signal in sets]
-        return _vectors(module, rows, columns, inner), squares[0], squares[-1]
-    n, m = len(rows[0]), len(columns[0])
-    dot, square, square2 = (torch.zeros(s, dtype=torch.float64, device=rows[0].device) for s in ((n, m), n, m))
-    for parts in zip(*(_per_sample(module, a, b, max(n, m)) for a, b in sets), strict=True):
-        product = inner(parts[0], parts[-1])
-        dot += product
-        square += product.diagonal() if rows is columns else squared_norms(parts[0])
-        square2 += 0.0 if rows is columns else squared_norms(parts[-1])
-    return dot, square, square if rows is columns else square2
+def _linear(module: nn.Linear, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
+    if _trains(module, "bias"):
+        yield b.sum(dim=1)
+    if _trains(module, "weight"):
+        for part in slices(module.in_features, columns // module.out_features):
+            yield torch.bmm(b.mT, a[:, :, part]).flatten(1)
 
 
-def _vectors(module: nn.Linear, rows: Signal, columns: Signal, product: Callable) -> Tensor:
-    """(a . a' + 1) (b . b'), or its parts where weight or bias is frozen."""
-    of_weight = product(rows[0], columns[0]) if module.weight.requires_grad else 0.0
-    of_bias = float(module.bias is not None and module.bias.requires_grad)
-    return (of_weight + of_bias) * product(rows[1], columns[1])
-
-
-def _per_sample(module: nn.Module, a: Tensor, b: Tensor, most: int) -> Iterator[Tensor]:
-    """The per-sample gradients of one layer, a slice of (n, columns) at a time; `most` samples would fit into it."""
-    if isinstance(module, nn.Linear):
-        a, b = a.flatten(1, -2), b.flatten(1, -2).mT
-    if module.bias is not None and module.bias.requires_grad:
+def _convolution(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
+    if _trains(module, "bias"):
         yield b.flatten(2).sum(dim=2)
-    if module.weight.requires_grad:
-        yield from (_sequence if isinstance(module, nn.Linear) else _convolution)(module, a, b, most)
-
-
-def _sequence(module: nn.Linear, a: Tensor, b: Tensor, most: int) -> Iterator[Tensor]:
-    for part in _slices(module.in_features, most * module.out_features * a.element_size()):
-        yield torch.bmm(b, a[:, :, part]).flatten(1)
-
-
-def _convolution(module: nn.Conv2d, a: Tensor, b: Tensor, most: int) -> Iterator[Tensor]:
-    bytes_a_channel = most * module.out_channels // module.groups * module.weight[0, 0].numel() * a.element_size()
-    for a_group, b_group in zip(a.chunk(module.groups, 1), b.chunk(module.groups, 1), strict=True):
-        for part in _slices(a_group.shape[1], bytes_a_channel):
+    if not _trains(module, "weight"):
+        return
+    kernel, groups = module.weight[0, 0].numel(), module.groups
+    a = _padded(module, a)
+    for a_group, b_group in zip(a.chunk(groups, 1), b.chunk(groups, 1), strict=True):
+        for part in slices(a_group.shape[1], columns // (b_group.shape[1] * kernel)):
             channels = a_group[:, part]
-            patch = channels.shape[1] * module.weight[0, 0].numel()
-            gradients = a.new_empty(len(a), b_group.shape[1], patch)
-            # 32 images at a time keep the patches in the processor's cache.
-            for g32, a32, b32 in zip(gradients.split(32), channels.split(32), b_group.split(32), strict=True):
-                torch.bmm(b32.flatten(2), _patches(module, a32, b32).mT, out=g32)
-            yield gradients.flatten(1)
+            patch = channels.shape[1] * kernel
+            found = a.new_empty(len(a), b_group.shape[1], patch)
+            images = max(1, PATCH_BYTES // (patch * b[0, 0].numel() * a.element_size()))
+            for g, x, y in zip(*(tensor.split(images) for tensor in (found, channels, b_group)), strict=True):
+                torch.bmm(y.flatten(2), _patches(module, x, y).mT, out=g)
+            yield found.flatten(1)
 
 
-def _patches(module: nn.Conv2d, a: Tensor, b: Tensor) -> Tensor:
-    """What each weight sees at each output position, (n, channels x height x width of the kernel, positions)."""
-    (top, left), (down, across), (y, x) = module.padding, module.dilation, module.stride
-    padded = F.pad(a, (left, left, top, top))
-    image, channel, row, column = padded.stride()
+def _padded(module: nn.Module, a: Tensor) -> Tensor:
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    around = module._reversed_padding_repeated_twice
+    return F.pad(a, around, mode=mode) if any(around) else a
+
+
+def _patches(module: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+    """What each weight sees at each output position, (n, channels x kernel, positions)."""
+    image, channel, *along = a.stride()
+    steps = [d * s for d, s in zip(module.dilation, along, strict=True)]
+    strides = [d * s for d, s in zip(module.stride, along, strict=True)]
     shape = (*a.shape[:2], *module.kernel_size, *b.shape[2:])
-    windows = padded.as_strided(shape, (image, channel, row * down, column * across, row * y, column * x))
-    return windows.reshape(len(a), -1, b.shape[2] * b.shape[3])
+    windows = a.as_strided(shape, (image, channel, *steps, *strides), a.storage_offset())
+    return windows.reshape(len(a), -1, b[0, 0].numel())
 
 
-def _slices(size: int, bytes_each: int) -> Iterator[slice]:
-    step = max(1, SLICE_BYTES // max(1, bytes_each))
-    return (slice(start, start + step) for start in range(0, size, step))
+def _normalisation(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
+    """The affine part of a normalisation, whose parameters lie along the last dimensions or along the channels."""
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        summed = range(1, a.ndim - len(module.normalized_shape))
+    else:
+        summed = range(2, a.ndim)
+    for name, values in (("bias", lambda: b), ("weight", lambda: b * _normalised(module, a))):
+        if _trains(module, name):
+            found = values()
+            yield (found.sum(dim=tuple(summed)) if summed else found).flatten(1)
+
+
+def _normalised(module: nn.Module, a: Tensor) -> Tensor:
+    """The input normalised, before gain and shift."""
+    if isinstance(module, nn.LayerNorm):
+        return F.layer_norm(a, module.normalized_shape, eps=module.eps)
+    if isinstance(module, nn.RMSNorm):
+        return F.rms_norm(a, module.normalized_shape, eps=module.eps)
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(a, module.num_groups, eps=module.eps)
+    return F.batch_norm(a, module.running_mean, module.running_var, eps=module.eps)
+
+
+def _embedding(module: nn.Embedding, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
+    """The rows of the tokens that occur, in their order: two sets have to be given together."""
+    tokens, place = _tokens(module, a)
+    for part in slices(len(tokens), columns // module.embedding_dim):
+        chosen = (place >= part.start) & (place < part.stop)
+        found = b.new_zeros(len(b), min(part.stop, len(tokens)) - part.start, module.embedding_dim)
+        samples = torch.arange(len(b), device=b.device)[:, None].expand_as(chosen)[chosen]
+        yield found.index_put_((samples, place[chosen] - part.start), b[chosen], accumulate=True).flatten(1)
+
+
+def _tokens(module: nn.Embedding, a: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens that occur, but for the padding's, and the place of each among them; -1 for padding."""
+    tokens, place = a[:, :, 0].unique(return_inverse=True)
+    if module.padding_idx is not None and bool((hit := tokens == module.padding_idx).any()):
+        at = int(hit.nonzero())
+        place = torch.where(place == at, -1, place - (place > at).long())
+        tokens = tokens[~hit]
+    return tokens, place
+
+
+def _trains(module: nn.Module, name: str) -> bool:
+    parameter = getattr(module, name, None)
+    return parameter is not None and parameter.requires_grad
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+GRADIENTS: dict[type, Callable[[nn.Module, Tensor, Tensor, int], Iterator[Tensor]]] = {
+    nn.Linear: _linear,
+    nn.Embedding: _embedding,
+    **dict.fromkeys(CONVOLUTIONS, _convolution),
+    **dict.fromkeys(
+        (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _normalisation
+    ),
+}
+
+
+def layer_products(module: nn.Module, rows: Signal, columns: Signal, slice_bytes: int) -> Products:
+    """One layer's inner products and squared norms from its signals; gradients are formed `slice_bytes` at a time."""
+    if isinstance(module, nn.Linear) and rows[0].shape[1] == columns[0].shape[1] == 1:
+        return _vectors(module, rows, columns)
+    if isinstance(module, nn.Embedding) and rows is not columns:
+        return _of_two_sets(module, rows, columns, slice_bytes)
+    step = slice_bytes // (max(len(rows[0]), len(columns[0])) * rows[1].element_size())
+    sets = [rows] if rows is columns else [rows, columns]
+    return summed(zip(*(gradients(module, a, b, step) for a, b in sets), strict=True))
+
+
+def summed(parts: Iterator[tuple[Tensor, ...]]) -> Products:
+    """The products of gradients that come in slices (n, columns), of one set or of two."""
+    total: Products | None = None
+    for part in parts:
+        found = products(part[0], part[-1])
+        total = found if total is None else tuple(t + f for t, f in zip(total, found, strict=True))
+    return total
+
+
+def products(g: Tensor, h: Tensor) -> Products:
+    """The inner products and the squared norms of rows; a set with itself if both are one tensor."""
+    dot = inner(g, h)
+    square = dot.diagonal().clone() if g is h else squared_norms(g)
+    return dot, square, square if g is h else squared_norms(h)
+
+
+def _vectors(module: nn.Linear, rows: Signal, columns: Signal) -> Products:
+    """(a . a' + 1) (b . b'), or its parts where weight or bias is frozen."""
+    sets = [tuple(x[:, 0] for x in signal) for signal in ([rows] if rows is columns else [rows, columns])]
+    (a, b), (a2, b2) = sets[0], sets[-1]
+    of_bias = float(_trains(module, "bias"))
+    weights = products(a, a2) if _trains(module, "weight") else (0.0, 0.0, 0.0)
+    return tuple(
+        (of_weight + of_bias) * of_output for of_weight, of_output in zip(weights, products(b, b2), strict=True)
+    )
+
+
+def _of_two_sets(module: nn.Embedding, rows: Signal, columns: Signal, slice_bytes: int) -> Products:
+    """An embedding's products of two sets, as a block of those of both together: they share the list of tokens."""
+    n = len(rows[0])
+    longest = max(rows[0].shape[1], columns[0].shape[1])
+    both = tuple(torch.cat([padded(x, longest), padded(y, longest)]) for x, y in zip(rows, columns, strict=True))
+    step = slice_bytes // (len(both[0]) * both[1].element_size())
+    return summed((g[:n], g[n:]) for g in gradients(module, *both, step))
+
+
+def padded(x: Tensor, positions: int) -> Tensor:
+    """With zeros for further positions, which add nothing where the output gradient is zero."""
+    return (
+        x if x.shape[1] == positions else torch.cat([x, x.new_zeros(len(x), positions - x.shape[1], *x.shape[2:])], 1)
+    )
+
+
+def slices(size: int, step: int) -> Iterator[slice]:
+    """The numbers to size in runs of `step`, of one at least."""
+    return (slice(start, start + max(1, step)) for start in range(0, size, max(1, step)))
 
 
 def inner(g: Tensor, h: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
+import psutil
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -49,6 +51,47 @@ def _refuse_batch_dependence(name: str, module: nn.Module) -> None:
             f"layer {name!r} ({kind}) is in train mode with dropout {dropout}: gradients would be random. "
             "Call model.eval() first."
         )
+
+
+Parameters = Callable[[str, nn.Parameter], bool] | Iterable[str]  # which ones count
+
+
+@contextmanager
+def measured(model: nn.Module, parameters: Parameters | None = None) -> Iterator[nn.Module]:
+    """A model as it is measured: undisturbed, and with all but the chosen parameters frozen; restored afterwards."""
+    model = measurable(model)
+    chosen = None if parameters is None else _chosen(model, parameters)
+    frozen = [
+        p for name, p in model.named_parameters() if chosen is not None and name not in chosen and p.requires_grad
+    ]
+    try:
+        for p in frozen:
+            p.requires_grad_(False)
+        with undisturbed(model):
+            yield model
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
+
+
+def _chosen(model: nn.Module, parameters: Parameters) -> set[str]:
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if callable(parameters):
+        chosen = {name for name, p in named.items() if parameters(name, p)}
+    else:
+        chosen = {parameters} if isinstance(parameters, str) else set(parameters)
+        if unknown := chosen - set(named):
+            near = get_close_matches(min(unknown), named, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"no trainable parameter is called {', '.join(map(repr, sorted(unknown)))}{hint}")
+    if not chosen:
+        raise ValueError(f"no parameter was chosen; there are {', '.join(list(named)[:10])}")
+    return chosen
+
+
+def free_memory(device: torch.device) -> int:
+    """The bytes that are free on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 @contextmanager

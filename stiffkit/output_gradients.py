@@ -33,23 +33,25 @@ class OutputGradients:
 
     @classmethod
     def joined(cls, batches: "list[OutputGradients]") -> "OutputGradients":
-        """Those of all points from those of the batches; refuses losses that are not finite, warns of cancellation."""
+        """Those of all points from those of the batches."""
         pieces = zip(*(batch.unit for batch in batches), strict=True)
         unit = [None if piece[0] is None else torch.cat(piece) for piece in pieces]
-        whole = cls(unit, *(torch.cat([getattr(b, f) for b in batches]) for f in ("scale", "losses", "cancelled")))
-        bad = (~whole.losses.isfinite()).nonzero()[:, 0].tolist()
+        return cls(unit, *(torch.cat([getattr(b, f) for b in batches]) for f in ("scale", "losses", "cancelled")))
+
+    def check(self, start: int = 0) -> None:
+        """Refuse losses that are not finite, warn of cancellation; the first of the points has the number `start`."""
+        bad = [start + i for i in (~self.losses.isfinite()).nonzero()[:, 0].tolist()]
         if bad:
             names = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
             raise ValueError(f"the loss is NaN or infinite at {len(bad)} point(s), index {names}")
-        if whole.cancelled.any():
-            lost = f"{int(whole.cancelled.sum())} of {len(whole.losses)}"
+        if self.cancelled.any():
+            lost = f"{int(self.cancelled.sum())} of {len(self.losses)}"
             warnings.warn(
                 f"the gradient cancels at {lost} points, fitted so well that the arithmetic loses it; their signs "
                 "and cosines are not to be trusted. Let the model return logits (no softmax or log-softmax) and the "
                 "loss be nn.CrossEntropyLoss or F.cross_entropy: these are computed without cancellation.",
                 stacklevel=6,
             )
-        return whole
 
 
 def call(model: Callable, inputs: Inputs) -> Any:

@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -29,11 +28,13 @@ class Pullback:
     points: PointSet
     unit: list[Tensor | None]
     scale: Tensor
+    names: list[str]
     vmap: bool = True
 
     def __post_init__(self) -> None:
-        self.parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        self.names = list(self.parameters)
+        named = dict(self.model.named_parameters())
+        self.parameters = {name: named[name] for name in self.names}
+        self.fixed = {name: p.detach() for name, p in named.items() if name not in self.parameters}
         self.used = [k for k, u in enumerate(self.unit) if u is not None]
 
     def __len__(self) -> int:
@@ -64,7 +65,7 @@ class Pullback:
     def _vmapped(self, part: slice) -> list[Tensor]:
         def one(x: Inputs, units: list[Tensor]) -> tuple[Tensor, ...]:
             def outputs(*parameters: Tensor) -> list[Tensor]:
-                named = dict(zip(self.names, parameters, strict=True))
+                named = self.fixed | dict(zip(self.names, parameters, strict=True))
                 return self._differentiable(call(_Functional(self.model, named), _batch_of_one(x)))
 
             z, pull = torch.func.vjp(outputs, *(p.detach() for p in self.parameters.values()))
@@ -111,8 +112,8 @@ def _batch_of_one(x: Inputs) -> Inputs:
     return tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, x)
 
 
-def pullback(model: nn.Module, loss: Loss, points: PointSet) -> Pullback:
-    """Compute the output gradients of all points and prepare to pull them back."""
+def pullback(model: nn.Module, loss: Loss, points: PointSet, names: list[str] | None = None) -> Pullback:
+    """Compute the output gradients of all points and prepare to pull them back to the parameters of these names."""
     gradients = []
     for numbers in batches(len(points), BATCH):
         batch = points.take(slice(numbers.start, numbers.stop))
@@ -120,29 +121,25 @@ def pullback(model: nn.Module, loss: Loss, points: PointSet) -> Pullback:
             outputs = call(model, batch.inputs)
         gradients.append(output_gradients(outputs, loss, batch))
     whole = OutputGradients.joined(gradients)
-    return Pullback(model, points, whole.unit, whole.scale)
+    if names is None:  # else whoever gives names has looked at them
+        whole.check()
+    names = [name for name, p in model.named_parameters() if p.requires_grad] if names is None else names
+    return Pullback(model, points, whole.unit, whole.scale, names)
 
 
-def blocks(rows: Pullback, columns: Pullback) -> Iterator[tuple[range, range, list[Tensor], list[Tensor]]]:
-    """The gradients of all pairs of points, in blocks of rows and columns as large as memory holds.
+def blocks(rows: Pullback, columns: Pullback, memory: int) -> Iterator[tuple[range, range, list[Tensor], list[Tensor]]]:
+    """The gradients of all pairs of points, in blocks of rows and columns as large as the bytes of memory hold.
 
     For a set with itself (`rows is columns`) only the blocks on and above the diagonal are visited.
     """
     same = rows is columns
-    size = _block_size(rows)
+    each = sum(p.numel() * max(4, p.element_size()) for p in rows.parameters.values())
+    size = max(1, memory // (4 * max(1, each)))
     for i in batches(len(rows), size):
         g = rows.rows(i)
         for j in batches(len(columns), size):
             if not same or j.start >= i.start:
                 yield i, j, g, g if same and i == j else columns.rows(j)
-
-
-def _block_size(rows: Pullback) -> int:
-    """How many points' gradients fit twice into half of the memory that is free."""
-    parameter = next(iter(rows.parameters.values()))
-    free = torch.cuda.mem_get_info(parameter.device)[0] if parameter.is_cuda else psutil.virtual_memory().available
-    each = sum(p.numel() for p in rows.parameters.values()) * max(4, parameter.element_size())
-    return max(1, int(free / 4 / max(1, each)))
 
 
 def _first_line(error: Exception) -> str:

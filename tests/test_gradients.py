@@ -298,7 +298,7 @@ def test_little_free_memory_changes_nothing(model, sets, monkeypatch):
 @pytest.mark.parametrize("model", ["sequences", "stride, padding, groups, dilation, max-pool"])
 def test_two_sets_of_different_sizes_in_many_slices(model, monkeypatch):
     case = build(model, n=17)
-    monkeypatch.setattr("stiffkit.layers.SLICE_BYTES", 1024)
+    monkeypatch.setattr("stiffkit.gradients.SLICE_BYTES", 1024)
     few = case.points2[0][:5], case.points2[1][:5]
     assert_agrees(gram_of(case, case.points, few), loop_gram(case.model, case.reference, case.points, few))
 
