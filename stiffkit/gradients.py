@@ -1,20 +1,22 @@
 r"""The Gram matrix of per-sample loss gradients, from which every measure of this library is computed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from stiffkit.layers import Products, products
+from stiffkit.layers import Products, layer_products, products
 from stiffkit.measuring import Parameters, free_memory, measured
 from stiffkit.mixing import refuse_mixing
 from stiffkit.output_gradients import Loss
 from stiffkit.per_sample import blocks, pullback
 from stiffkit.points import Points, PointSet, batches, check_points
-from stiffkit.signals import BATCH, Signals, UncertainError, bytes_a_point, candidates, signals, trainable
+from stiffkit.signals import Layers, Signals, UncertainError, certain_layers, signals, trainable
 
 SLICE_BYTES = 64 * 2**20  # the most that the per-sample gradients of one slice of a layer take
+PASS_BYTES = 8 * 2**20  # that the points of one forward pass save for its backward pass, which then stay in the cache,
+LEAST, MOST = 64, 256  # but as many points at least, where memory allows, and at most
 
 Index = slice | Iterable[int] | Tensor
 Parts = dict[str, Products]  # by layer
@@ -149,89 +151,67 @@ def gradient_gram(
 def _measure(
     model: nn.Module, loss: Loss, rows: PointSet, columns: PointSet, by: str | None, memory: int
 ) -> dict[str, GradientGram]:
-    layers, plan = _planned(model, loss, rows, memory)
+    layers = certain_layers(model, loss, rows)
     while True:
         try:
-            parts, scales = _by_layers(model, layers, loss, rows, columns, plan)
+            parts, scales = _by_layers(model, layers, loss, rows, columns, by, memory)
             break
-        except UncertainError as error:
-            layers = {name: module for name, module in layers.items() if name not in error.names}
-    certain = {id(p) for module in layers.values() for p in trainable(module)}
+        except UncertainError as error:  # other points may use a layer otherwise
+            layers = layers.without(error.names)
+    certain = {id(p) for module in layers.modules.values() for p in trainable(module)}
     rest = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in certain]
     if rest:
-        _add_rest(parts, model, loss, rows, columns, rest, memory)
-    grouped: Parts = {}
-    for name, part in parts.items():
-        key = name if by == "layer" else ""
-        grouped[key] = tuple(a + b for a, b in zip(grouped[key], part, strict=True)) if key in grouped else part
-    return {name: _assemble(part, scales, rows is columns) for name, part in grouped.items()}
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """How many points go into one pass, how many are kept at a time, and the bytes of one slice of a layer."""
-
-    batch: int
-    block: int
-    slice_bytes: int
-
-
-def _planned(model: nn.Module, loss: Loss, points: PointSet, memory: int) -> tuple[dict[str, nn.Module], _Plan]:
-    """The layers whose gradients two points show to be certain, and a plan that stays within the memory."""
-    layers, ends = candidates(model), points.take([0, len(points) - 1])
-    while True:
-        try:
-            kept, passing = bytes_a_point(model, layers, loss, ends)
-            break
-        except UncertainError as error:
-            layers = {name: module for name, module in layers.items() if name not in error.names}
-        except Exception:  # an embedding that was looked up once for all samples may be wanted just once
-            embeddings = [name for name, module in layers.items() if isinstance(module, nn.Embedding)]
-            if not embeddings:
-                raise
-            layers = {name: module for name, module in layers.items() if name not in embeddings}
-    batch = int(max(1, min(BATCH, memory / 4 / max(passing, 1))))
-    block = int(max(1, memory / 4 / max(kept, 1)))
-    return layers, _Plan(batch, block, max(1, min(SLICE_BYTES, memory // 8)))
+        _add_rest(parts, model, loss, rows, columns, rest, by, memory)
+    return {name: _assemble(part, scales, rows is columns) for name, part in parts.items()}
 
 
 def _by_layers(
-    model: nn.Module, layers: dict[str, nn.Module], loss: Loss, rows: PointSet, columns: PointSet, plan: _Plan
+    model: nn.Module, layers: Layers, loss: Loss, rows: PointSet, columns: PointSet, by: str | None, memory: int
 ) -> tuple[Parts, Scales]:
     """What certain layers have, block by block: of a set with itself those on and above the diagonal."""
     same = rows is columns
-    parts: Parts = {name: _zeros(rows, columns) for name in layers}
+    parts: Parts = {name: _zeros(rows, columns) for name in (layers.modules if by else [""])}
     scales = tuple(torch.zeros(len(s), dtype=torch.float64, device=s.device) for s in (rows, columns))
-    for i in batches(len(rows), plan.block):
-        first = _signals(model, layers, loss, rows, i, plan)
+    batch = _points_in_a_pass(layers.passing, memory)
+    block = int(max(1, memory / 4 / max(layers.kept, 1)))
+    slice_bytes = max(1, min(SLICE_BYTES, memory // 8))
+    for i in batches(len(rows), block):
+        first = signals(model, layers, loss, _part(rows, i), batch)
         first.outputs.check(i.start)
         scales[0][i.start : i.stop] = first.outputs.scale
-        for j in batches(len(columns), plan.block):
+        for j in batches(len(columns), block):
             if same and j.start < i.start:
                 continue
-            second = first if same and i == j else _signals(model, layers, loss, columns, j, plan, first)
+            second = first if same and i == j else signals(model, layers, loss, _part(columns, j), batch)
             if not same and i.start == 0:
                 second.outputs.check(j.start)
             scales[1][j.start : j.stop] = second.outputs.scale
-            for name in layers:
-                products = first.records[name].products(second.records[name], plan.slice_bytes)
-                if not _agrees(first.totals[name], second.totals[name], first, second, products):
-                    raise UncertainError([name])
-                _put(parts[name], i, j, products, same)
+            for name, found in _products(layers, first, second, by, slice_bytes):
+                _put(parts[name], i, j, found, same)
     return parts, scales
 
 
-def _signals(
-    model: nn.Module,
-    layers: dict[str, nn.Module],
-    loss: Loss,
-    points: PointSet,
-    numbers: range,
-    plan: _Plan,
-    like: Signals | None = None,
-) -> Signals:
-    chosen = points if len(numbers) == len(points) else points.take(slice(numbers.start, numbers.stop))
-    return signals(model, layers, loss, chosen, batch_size=plan.batch, like=like)
+def _points_in_a_pass(each: float, memory: int) -> int:
+    """As many as fit into the cache, each saving so many bytes, but between bounds; fewer where memory is short."""
+    usual = min(MOST, max(LEAST, PASS_BYTES // max(each, 1)))
+    return int(max(1, min(usual, memory // 4 // max(each, 1))))
+
+
+def _part(points: PointSet, numbers: range) -> PointSet:
+    return points if len(numbers) == len(points) else points.take(slice(numbers.start, numbers.stop))
+
+
+def _products(
+    layers: Layers, first: Signals, second: Signals, by: str | None, slice_bytes: int
+) -> Iterator[tuple[str, Products]]:
+    """The products of two blocks of points, with the name of the part that they add to."""
+    pieces = layers.columns.items() if by else [("", slice(None))]
+    for name, piece in pieces if layers.width else ():
+        g = first.gradients[:, piece]
+        yield name, products(g, g if first is second else second.gradients[:, piece])
+    for name, signal in first.signals.items():
+        other = signal if first is second else second.signals[name]
+        yield name if by else "", layer_products(layers.modules[name], signal, other, slice_bytes)
 
 
 def _put(part: Products, i: range, j: range, products: Products, same: bool) -> None:
@@ -253,13 +233,14 @@ def _add_rest(
     rows: PointSet,
     columns: PointSet,
     names: list[str],
+    by: str | None,
     memory: int,
 ) -> None:
     """Add what the other parameters have, from their per-sample gradients."""
     same = rows is columns
     first = pullback(model, loss, rows, names)
     second = first if same else pullback(model, loss, columns, names)
-    owners = [name.rpartition(".")[0] for name in names]
+    owners = [name.rpartition(".")[0] if by else "" for name in names]
     parts |= {owner: _zeros(rows, columns) for owner in owners if owner not in parts}
     for i, j, g, h in blocks(first, second, memory):
         for owner, g_p, h_p in zip(owners, g, h, strict=True):
@@ -294,14 +275,3 @@ def _nothing(model: nn.Module, by: str | None) -> dict[str, GradientGram]:
     none = torch.zeros(0, dtype=torch.float64)
     empty = GradientGram(none.view(0, 0), none, none, none.view(0, 0).bool())
     return dict.fromkeys(owners if by == "layer" else [""], empty)
-
-
-def _agrees(total: Tensor, total2: Tensor, first: Signals, second: Signals, products: Products) -> bool:
-    r"""Hold $w^\top K w'$ of a layer to the inner product of two sums of gradients that plain autograd has taken.
-
-    A kink of a ReLU decided otherwise may move it a little; a layer whose rows are not the samples, by far.
-    """
-    dot, square, square2 = products
-    w, w2 = first.weights.double(), second.weights.double()
-    size = ((w.square() @ square) * (w2.square() @ square2)).sqrt()
-    return bool((w @ dot @ w2 - total.double() @ total2.double()).abs() <= 1e-3 * size)

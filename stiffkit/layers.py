@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 COLUMNS = 65_536  # the longest float32 sum; longer ones are added in float64 (a sum over 1e8 columns would err by 3e-2)
 ROWS = 128  # rows at a time in a product of a set with itself, of which the lower triangle is left out
-PATCH_BYTES = 2**20  # of the patches of as many images as are multiplied at a time: they stay in the processor's cache
+PATCH_BYTES = 2**24  # of the patches of as many images as are multiplied at a time
 
 Signal = tuple[Tensor, Tensor]  # a layer's input a and output gradient b, samples first
 Products = tuple[Tensor, Tensor, Tensor]  # inner products (n, m) and squared norms (n,) and (m,), float64
@@ -50,6 +50,8 @@ def without_idle_positions(module: nn.Module, a: Tensor, b: Tensor) -> Signal:
         return a, b
     b = b.flatten(1, -2) if b.ndim > 2 else b[:, None]
     a = a.reshape(len(a), b.shape[1], -1)
+    if b.shape[1] == 1:
+        return a, b
     used = b.any(dim=2).any(dim=0)
     if used.all() or not len(b):
         return a, b

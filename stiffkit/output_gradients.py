@@ -108,7 +108,13 @@ def output_gradients(outputs: Any, loss: Loss, points: PointSet, refused: Iterab
     return OutputGradients(unit, largest * rest, losses.detach(), cancelled)
 
 
-def weighted_sum(outputs: list[Tensor], unit: list[Tensor | None], weights: Tensor, parameters: list[Tensor]) -> Tensor:
+def weighted_sum(
+    outputs: list[Tensor],
+    unit: list[Tensor | None],
+    weights: Tensor,
+    parameters: list[Tensor],
+    retain_graph: bool = False,
+) -> Tensor:
     r"""$\sum_i w_i J_i^\top u_i$ by one backward pass: all parameters in one vector."""
     used = [(z, u) for z, u in zip(outputs, unit, strict=True) if u is not None and z.requires_grad]
     pulled = torch.autograd.grad(
@@ -116,6 +122,7 @@ def weighted_sum(outputs: list[Tensor], unit: list[Tensor | None], weights: Tens
         parameters,
         [(u * weights.view(-1, *[1] * (u.ndim - 1))).to(z.dtype) for z, u in used],
         materialize_grads=True,
+        retain_graph=retain_graph,
     )
     return torch.cat([g.flatten() for g in pulled])
 

@@ -1,14 +1,14 @@
 """What a network's layers see of each sample, input and output gradient, and what is kept of it."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
-from torch.utils._pytree import tree_leaves
 
 from stiffkit import layers as of_layers
 from stiffkit.layers import Products, Signal
@@ -23,7 +23,7 @@ from stiffkit.output_gradients import (
 )
 from stiffkit.points import PointSet, batches
 
-BATCH = 64  # points in one forward and backward pass, where memory allows
+PROBE = 16  # points that show which layers are certain
 
 
 class UncertainError(Exception):
@@ -35,75 +35,114 @@ class UncertainError(Exception):
 
 
 @dataclass
-class Record:
-    """What is kept of one layer for all samples: their gradients, or the layer's signal where that is smaller."""
+class Layers:
+    """Layers whose gradients are certain, and how they are kept.
 
-    module: nn.Module
-    whole: bool | None = None  # whether gradients are kept; decided by the first batch
-    gradients: list[Tensor] = field(default_factory=list)
-    signals: list[Signal] = field(default_factory=list)
+    Attributes:
+        modules: by name.
+        columns: of the layers whose per-sample gradients are smaller than their signals: the place of each in a matrix
+            of gradients. Of the others the signals are kept.
+        width: of that matrix.
+        kept: bytes that are kept of a point.
+        passing: bytes that a forward pass saves of a point for its backward pass.
 
-    def add(self, a: Tensor, b: Tensor) -> None:
-        """Add a batch, samples first."""
-        a, b = of_layers.without_idle_positions(self.module, a, b)
-        if self.whole is None:
-            embedding = isinstance(self.module, nn.Embedding)
-            self.whole = not embedding and of_layers.width(self.module) * len(b) <= a.numel() + b.numel()
-        if self.whole:
-            slices = list(of_layers.gradients(self.module, a, b, columns=2**62))
-            self.gradients.append(slices[0] if len(slices) == 1 else torch.cat(slices, dim=1))
-        else:
-            self.signals.append((a.clone() if a._base is not None else a, b))
+    """
 
-    def join(self) -> None:
-        """Make one batch of all."""
-        if len(self.gradients) > 1:
-            self.gradients = [torch.cat(self.gradients)]
-        if len(self.signals) > 1:
-            sequences = isinstance(self.module, (nn.Linear, nn.Embedding))
-            longest = max(b.shape[1] for _, b in self.signals) if sequences else 0
-            pairs = [tuple(of_layers.padded(x, longest) if sequences else x for x in s) for s in self.signals]
-            self.signals = [tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))]
+    modules: dict[str, nn.Module]
+    columns: dict[str, slice]
+    width: int
+    kept: float
+    passing: float
 
-    def products(self, other: "Record", slice_bytes: int) -> Products:
-        """Inner products and squared norms with the samples of another record of the layer, or with its own."""
-        if self.whole:
-            return of_layers.products(self.gradients[0], other.gradients[0])
-        return of_layers.layer_products(self.module, self.signals[0], other.signals[0], slice_bytes)
-
-    @property
-    def bytes(self) -> int:
-        """The memory that is taken."""
-        return sum(x.nbytes for x in [*self.gradients, *tree_leaves(self.signals)])
+    def without(self, names: set[str]) -> "Layers":
+        """The other layers; the matrix of gradients is as wide as before."""
+        modules = {name: module for name, module in self.modules.items() if name not in names}
+        return replace(self, modules=modules, columns={n: c for n, c in self.columns.items() if n not in names})
 
 
 @dataclass
 class Signals:
-    r"""The records of all layers by name, and the output gradients that they belong to.
+    """What is kept of n points: the matrix of gradients (n, width), the signals of other layers, output gradients."""
 
-    `totals` are $\sum_i w_i g_i$ over all points, a vector a layer, by plain autograd, with random `weights` w (n,):
-    what is recorded has to say the same of that sum.
-    """
-
-    records: dict[str, Record]
+    gradients: Tensor
+    signals: dict[str, Signal]
     outputs: OutputGradients
-    weights: Tensor
-    totals: dict[str, Tensor]
-
-    @property
-    def bytes(self) -> int:
-        """The memory that the records take."""
-        return sum(record.bytes for record in self.records.values())
 
 
-def candidates(model: nn.Module) -> dict[str, nn.Module]:
+def certain_layers(model: nn.Module, loss: Loss, points: PointSet) -> Layers:
+    """The layers whose gradients some of the points show to be certain.
+
+    Certain is a layer that is known, is used once, by a plain call, has its parameters for itself, and whose recorded
+    gradients sum up, with random weights on the points, to what autograd gives.
+    """
+    some = points.take(sorted({round(k * (len(points) - 1) / (PROBE - 1)) for k in range(PROBE)}))
+    modules = _candidates(model)
+    while True:
+        try:
+            return _probe(model, modules, loss, some)
+        except UncertainError as error:
+            modules = {name: module for name, module in modules.items() if name not in error.names}
+        except Exception:  # an embedding that was looked up once for all samples may be wanted just once
+            embeddings = [name for name, module in modules.items() if isinstance(module, nn.Embedding)]
+            if not embeddings:
+                raise
+            modules = {name: module for name, module in modules.items() if name not in embeddings}
+
+
+def _probe(model: nn.Module, modules: dict[str, nn.Module], loss: Loss, points: PointSet) -> Layers:
+    saved: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    n = len(points)
+    with saved_tensors_hooks(pack, lambda x: x), _Calls(modules, n) as calls:
+        outputs = call(model, points.inputs)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    passing = sum(size for place, size in saved.items() if place not in own) / n
+    if not modules:
+        return Layers({}, {}, 0, 0.0, passing)
+    z, unit = floating(outputs), output_gradients(outputs, loss, points).unit
+    weights = torch.randn(n, generator=torch.Generator().manual_seed(0)).to(points.device)
+    parameters = [trainable(module) for module in modules.values()]
+    total = weighted_sum(z, unit, weights, [p for owned in parameters for p in owned], retain_graph=True)
+    totals = total.split([sum(p.numel() for p in owned) for owned in parameters])
+    wrong, columns, width, kept = set(), {}, 0, 0
+    for (name, module), total, (a, b) in zip(
+        modules.items(), totals, calls.differentiate(z, unit).values(), strict=True
+    ):
+        a, b = of_layers.without_idle_positions(module, a, b)
+        if not _agrees(total, weights, of_layers.layer_products(module, (a, b), (a, b), 2**30)):
+            wrong.add(name)
+        size = of_layers.width(module)
+        if not isinstance(module, nn.Embedding) and size * n <= a.numel() + b.numel():
+            columns[name] = slice(width, width + size)
+            width, kept = width + size, kept + size * n * b.element_size()
+        else:
+            kept += a.nbytes + b.nbytes
+    _Calls.refuse(wrong)
+    return Layers(modules, columns, width, kept / n, passing)
+
+
+def _agrees(total: Tensor, weights: Tensor, products: Products) -> bool:
+    r"""Hold $w^\top K w$ of a layer to the square of a weighted sum of gradients that plain autograd has taken.
+
+    A kink of a ReLU decided otherwise may move it a little; a layer whose rows are not the samples, by far.
+    """
+    dot, square, _ = products
+    w, total = weights.double(), total.double()
+    return bool((w @ dot @ w - total @ total).abs() <= 1e-3 * (w.square() @ square))
+
+
+def _candidates(model: nn.Module) -> dict[str, nn.Module]:
     """The layers by name whose gradient is known and whose trainable parameters are no other module's."""
     named = list(model.named_modules(remove_duplicate=False))
-    owners = [id(p) for _, module in named for p in trainable(module)]
+    owners = Counter(id(p) for _, module in named for p in trainable(module))
     return {
         name: module
         for name, module in named
-        if (own := trainable(module)) and of_layers.is_plain(module) and all(owners.count(id(p)) == 1 for p in own)
+        if (own := trainable(module)) and of_layers.is_plain(module) and all(owners[id(p)] == 1 for p in own)
     }
 
 
@@ -112,59 +151,48 @@ def trainable(module: nn.Module) -> list[Tensor]:
     return [p for p in module.parameters(recurse=False) if p.requires_grad]
 
 
-def signals(
-    model: nn.Module,
-    layers: dict[str, nn.Module],
-    loss: Loss,
-    points: PointSet,
-    *,
-    batch_size: int = BATCH,
-    like: Signals | None = None,
-) -> Signals:
-    """Run the model on all points and record every layer.
+def signals(model: nn.Module, layers: Layers, loss: Loss, points: PointSet, batch_size: int) -> Signals:
+    """Run the model on all points and keep what the layers see.
 
     Raises:
-        UncertainError: naming the layers that are, or one of whose parameters is, used in another way than by one
-            plain call.
+        UncertainError: naming layers that some points use in another way than those did that showed them certain.
 
     """
-    kept = {name: like.records[name].whole if like else None for name in layers}
-    records = {name: Record(module, kept[name]) for name, module in layers.items()}
-    weights = torch.randn(len(points), generator=torch.Generator().manual_seed(0)).to(points.device)
-    parameters = [trainable(module) for module in layers.values()]
-    totals: list[Any] = [0.0] * len(layers)
-    found = []
+    found, pieces = [], {name: [] for name in layers.modules if name not in layers.columns}
+    gradients = torch.empty(len(points), 0)
     for numbers in batches(len(points), batch_size):
         part = slice(numbers.start, numbers.stop)
         batch = points.take(part)
-        with _Calls(layers, len(batch)) as calls, nullcontext() if layers else torch.no_grad():
+        with _Calls(layers.modules, len(batch)) as calls, nullcontext() if layers.modules else torch.no_grad():
             outputs = call(model, batch.inputs)
         found.append(output_gradients(outputs, loss, batch))
-        if not layers:
+        if not layers.modules:
             continue
-        z, unit = floating(outputs), found[-1].unit
-        for name, signal in calls.differentiate(z, unit, len(batch)).items():
-            records[name].add(*signal)
-        total = weighted_sum(z, unit, weights[part], [p for own in parameters for p in own])
-        pieces = total.split([sum(p.numel() for p in own) for own in parameters])
-        totals = [t + piece for t, piece in zip(totals, pieces, strict=True)]
-    for record in records.values():
-        record.join()
-    return Signals(records, OutputGradients.joined(found), weights, dict(zip(layers, totals, strict=True)))
+        for name, signal in calls.differentiate(floating(outputs), found[-1].unit).items():
+            a, b = of_layers.without_idle_positions(layers.modules[name], *signal)
+            if name in pieces:
+                pieces[name].append((a.clone() if a._base is not None else a, b))
+                continue
+            if not gradients.shape[1]:
+                gradients = b.new_zeros(len(points), layers.width)
+            _fill(gradients[part, layers.columns[name]], of_layers.gradients(layers.modules[name], a, b, 2**62))
+    joined = {name: _joined(layers.modules[name], parts) for name, parts in pieces.items()}
+    return Signals(gradients, joined, OutputGradients.joined(found))
 
 
-def bytes_a_point(model: nn.Module, layers: dict[str, nn.Module], loss: Loss, points: PointSet) -> tuple[float, float]:
-    """What a point takes: of what is kept, and of what a forward pass saves for its backward pass."""
-    saved: dict[int, int] = {}
+def _fill(place: Tensor, slices: Iterable[Tensor]) -> None:
+    start = 0
+    for part in slices:
+        place[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
 
-    def pack(x: Tensor) -> Tensor:
-        saved[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
 
-    with saved_tensors_hooks(pack, lambda x: x):
-        kept = signals(model, layers, loss, points).bytes
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    return kept / len(points), sum(size for place, size in saved.items() if place not in own) / len(points)
+def _joined(module: nn.Module, parts: list[Signal]) -> Signal:
+    """The batches of a layer's signal as one; sequences that were cut to different lengths are made as long again."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        longest = max(b.shape[1] for _, b in parts)
+        parts = [tuple(of_layers.padded(x, longest) for x in signal) for signal in parts]
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
 
 
 class _Calls:
@@ -197,19 +225,18 @@ class _Calls:
 
         return hook
 
-    def differentiate(self, outputs: list[Tensor], unit: list[Tensor | None], n: int) -> dict[str, Signal]:
-        """Each layer's input and output gradient, for n samples whose output gradients are `unit`."""
+    def differentiate(self, outputs: list[Tensor], unit: list[Tensor | None]) -> dict[str, Signal]:
+        """Each layer's input and output gradient, for samples whose output gradients are `unit`."""
         pairs = [(z, u.to(z.dtype)) for z, u in zip(outputs, unit, strict=True) if u is not None and z.requires_grad]
         uses = parameters_of([z for z, _ in pairs])
-        self._refuse(name for name, module in self.layers.items() if not self._is_certain(name, module, uses))
+        self.refuse(name for name, module in self.layers.items() if not self._is_certain(name, module, uses))
         gradients = torch.autograd.grad(
             [z for z, _ in pairs],
             [self.edges[name] for name in self.layers],
             [u for _, u in pairs],
-            retain_graph=True,
         )
         found = dict(zip(self.layers, gradients, strict=True))
-        self._refuse(name for name, b in found.items() if len(b) != n)
+        self.refuse(name for name, b in found.items() if len(b) != self.n)
         return {
             name: (self._floating(self.inputs[name][0][0].detach()), self._floating(b)) for name, b in found.items()
         }
@@ -222,7 +249,8 @@ class _Calls:
         return a._version == version and of_layers.has_shape(module, a, self.n)
 
     @staticmethod
-    def _refuse(names: Iterable[str]) -> None:
+    def refuse(names: Iterable[str]) -> None:
+        """Say that these layers are uncertain, if there are any."""
         if names := set(names):
             raise UncertainError(names)
 
