@@ -5,12 +5,11 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from stiffkit.gradients import GradientGram
-from stiffkit.layers import squared_norms
-from stiffkit.measuring import measurable, undisturbed
+from stiffkit.gradients import GradientGram, unit_squares
+from stiffkit.measuring import Parameters, free_memory, measured
 from stiffkit.mixing import refuse_mixing
 from stiffkit.output_gradients import Loss, call, floating, weighted_sum
-from stiffkit.per_sample import BATCH, VMAP, Pullback, pullback
+from stiffkit.per_sample import Pullback, pullback
 from stiffkit.points import Points, batches, check_points
 
 Labels = Tensor | np.ndarray | list[int]
@@ -83,7 +82,15 @@ def within_between(C: xr.DataArray) -> xr.Dataset:
     return xr.Dataset({"within": C.where(same).mean(cells), "between": C.where(~same).mean(cells)})
 
 
-def class_cosine(model: nn.Module, loss: Loss, points: Points, y: Labels) -> xr.DataArray:
+def class_cosine(
+    model: nn.Module,
+    loss: Loss,
+    points: Points,
+    y: Labels,
+    *,
+    parameters: Parameters | None = None,
+    max_memory: int | None = None,
+) -> xr.DataArray:
     r"""The class matrix of cosine stiffness from class sums of normalised gradients, without a Gram matrix.
 
     With $\hat g_i = g_i / \|g_i\|$, $s_a = \sum_{i \in a} \hat g_i$, $n_a$ points in class a and $m_a$ of them with a
@@ -96,34 +103,39 @@ def class_cosine(model: nn.Module, loss: Loss, points: Points, y: Labels) -> xr.
         loss: as for `gradient_gram`.
         points: as for `gradient_gram`.
         y: class of each point, shape (n,).
+        parameters: as for `gradient_gram`.
+        max_memory: as for `gradient_gram`, beside one gradient a class in float64.
 
     Returns:
         As `class_stiffness` of `stiffness(gram, "cos")`, to rounding.
 
     """
-    model, labels = measurable(model), _labels(y)
+    labels = _labels(y)
     classes, members = class_indicators(labels)
-    with undisturbed(model):
-        checked = check_points(points, "points", next(model.parameters()).device)
+    with measured(model, parameters) as model:
+        device = next(model.parameters()).device
+        checked = check_points(points, "points", device)
         if len(labels) != len(checked):
             raise ValueError(f"there are {len(checked)} points, but {len(labels)} labels")
         if not len(labels):
             return _labelled(members.T @ members, members.T @ members, classes, classes)
         refuse_mixing(model, loss, checked)
-        pull = pullback(model, loss, checked)
-        squares = [sum(squared_norms(g) for g in pull.rows(part)) for part in batches(len(checked), VMAP)]
-        weights = torch.cat(squares).rsqrt().nan_to_num(posinf=0.0)
-        sums = torch.stack([_class_sum(pull, weights, (labels == c).nonzero()[:, 0].tolist()) for c in classes]).cpu()
+        memory = max_memory or free_memory(device) // 2
+        squares, _, size = unit_squares(model, loss, checked, memory)
+        weights = squares.rsqrt().nan_to_num(posinf=0.0)
+        pull = pullback(model, loss, checked, [name for name, p in model.named_parameters() if p.requires_grad], size)
+        of_class = ((labels == c).nonzero()[:, 0].tolist() for c in classes)
+        sums = torch.stack([_class_sum(pull, weights, chosen, size) for chosen in of_class]).cpu()
     counts, alive = members.sum(0), members.T @ (weights.cpu() > 0).double()
     pairs = counts[:, None] * counts - counts.diag()
     means = ((sums @ sums.T - alive.diag()) / pairs).where(pairs > 0, torch.nan)
     return _labelled(means, pairs, classes, classes)
 
 
-def _class_sum(pull: Pullback, weights: Tensor, members: list[int]) -> Tensor:
+def _class_sum(pull: Pullback, weights: Tensor, members: list[int], size: int) -> Tensor:
     """The sum of the members' normalised gradients, by backward passes of their weighted output gradients."""
     total = torch.zeros(sum(p.numel() for p in pull.parameters.values()), dtype=torch.float64, device=weights.device)
-    for part in batches(len(members), BATCH):
+    for part in batches(len(members), size):
         chosen = members[part.start : part.stop]
         outputs = floating(call(pull.model, pull.points.take(chosen).inputs))
         unit = [None if u is None else u[chosen] for u in pull.unit]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stiffkit.layers import Products, layer_products, products
+from stiffkit.layers import Products, layer_products, layer_squares, products, squared_norms
 from stiffkit.measuring import Parameters, free_memory, measured
 from stiffkit.mixing import refuse_mixing
 from stiffkit.output_gradients import Loss
-from stiffkit.per_sample import blocks, pullback
+from stiffkit.per_sample import VMAP, blocks, pullback
 from stiffkit.points import Points, PointSet, batches, check_points
 from stiffkit.signals import Layers, Signals, UncertainError, certain_layers, signals, trainable
 
@@ -148,6 +148,72 @@ def gradient_gram(
     return grams if by == "layer" else grams[""]
 
 
+def gradient_norms(
+    model: nn.Module,
+    loss: Loss,
+    points: Points,
+    *,
+    parameters: Parameters | None = None,
+    max_memory: int | None = None,
+) -> Tensor:
+    r"""The norms $\|g_i\|$ of per-sample loss gradients, without their Gram matrix.
+
+    Arguments and errors are those of `gradient_gram`.
+
+    Returns:
+        Shape (n,), float64, on the CPU.
+
+    >>> model = nn.Linear(2, 2, bias=False).double()
+    >>> x, y = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64), torch.tensor([0, 0])
+    >>> gradient_norms(model, lambda z, y: z.sum(1), (x, y))
+    tensor([7.0711, 0.0000], dtype=torch.float64)
+
+    """
+    with measured(model, parameters) as model:
+        device = next(model.parameters()).device
+        checked = check_points(points, "points", device)
+        if not len(checked):
+            return torch.zeros(0, dtype=torch.float64)
+        refuse_mixing(model, loss, checked)
+        squares, scale, _ = unit_squares(model, loss, checked, max_memory or free_memory(device) // 2)
+    return (squares.sqrt() * scale).cpu()
+
+
+def unit_squares(model: nn.Module, loss: Loss, points: PointSet, memory: int) -> tuple[Tensor, Tensor, int]:
+    """The squared norms of gradients with output gradients of unit size, that size, and the points of one pass."""
+    layers = certain_layers(model, loss, points)
+    while True:
+        try:
+            size = _points_in_a_pass(layers.passing + layers.kept, memory)
+            found = [
+                _squares_of(layers, signals(model, layers, loss, _part(points, numbers), len(numbers)), numbers.start)
+                for numbers in batches(len(points), size)
+            ]
+            break
+        except UncertainError as error:
+            layers = layers.without(error.names)
+    squares, scale = (torch.cat(parts) for parts in zip(*found, strict=True))
+    if rest := _rest(model, layers):
+        pull = pullback(model, loss, points, rest)
+        squares += torch.cat([sum(map(squared_norms, pull.rows(part))) for part in batches(len(points), VMAP)])
+    return squares, scale, size
+
+
+def _squares_of(layers: Layers, seen: Signals, start: int) -> tuple[Tensor, Tensor]:
+    seen.outputs.check(start)
+    scale = seen.outputs.scale
+    squares = squared_norms(seen.gradients) if layers.width else torch.zeros_like(scale)
+    for name, signal in seen.signals.items():
+        squares = squares + layer_squares(layers.modules[name], *signal, SLICE_BYTES)
+    return squares, scale
+
+
+def _rest(model: nn.Module, layers: Layers) -> list[str]:
+    """The names of the trainable parameters that are no certain layer's."""
+    certain = {id(p) for module in layers.modules.values() for p in trainable(module)}
+    return [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in certain]
+
+
 def _measure(
     model: nn.Module, loss: Loss, rows: PointSet, columns: PointSet, by: str | None, memory: int
 ) -> dict[str, GradientGram]:
@@ -158,9 +224,7 @@ def _measure(
             break
         except UncertainError as error:  # other points may use a layer otherwise
             layers = layers.without(error.names)
-    certain = {id(p) for module in layers.modules.values() for p in trainable(module)}
-    rest = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in certain]
-    if rest:
+    if rest := _rest(model, layers):
         _add_rest(parts, model, loss, rows, columns, rest, by, memory)
     return {name: _assemble(part, scales, rows is columns) for name, part in parts.items()}
 

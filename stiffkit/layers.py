@@ -180,6 +180,17 @@ def layer_products(module: nn.Module, rows: Signal, columns: Signal, slice_bytes
     return summed(zip(*(gradients(module, a, b, step) for a, b in sets), strict=True))
 
 
+def layer_squares(module: nn.Module, a: Tensor, b: Tensor, slice_bytes: int) -> Tensor:
+    """The squared norms of one layer's gradients, (n,) in float64, by whichever form of them costs less."""
+    if isinstance(module, nn.Linear):
+        positions, inputs, outputs = a.shape[1], a.shape[2], b.shape[2]
+        if positions * (inputs + outputs) < inputs * outputs:
+            pairs = torch.bmm(a, a.mT) if _trains(module, "weight") else a.new_zeros(len(a), positions, positions)
+            pairs += float(_trains(module, "bias"))
+            return (pairs * torch.bmm(b, b.mT)).flatten(1).double().sum(dim=1)
+    return sum(squared_norms(g) for g in gradients(module, a, b, slice_bytes // (len(a) * b.element_size())))
+
+
 def summed(parts: Iterator[tuple[Tensor, ...]]) -> Products:
     """The products of gradients that come in slices (n, columns), of one set or of two."""
     total: Products | None = None

@@ -112,18 +112,15 @@ def _batch_of_one(x: Inputs) -> Inputs:
     return tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) else leaf, x)
 
 
-def pullback(model: nn.Module, loss: Loss, points: PointSet, names: list[str] | None = None) -> Pullback:
+def pullback(model: nn.Module, loss: Loss, points: PointSet, names: list[str], size: int = BATCH) -> Pullback:
     """Compute the output gradients of all points and prepare to pull them back to the parameters of these names."""
     gradients = []
-    for numbers in batches(len(points), BATCH):
+    for numbers in batches(len(points), size):
         batch = points.take(slice(numbers.start, numbers.stop))
         with torch.no_grad():
             outputs = call(model, batch.inputs)
         gradients.append(output_gradients(outputs, loss, batch))
     whole = OutputGradients.joined(gradients)
-    if names is None:  # else whoever gives names has looked at them
-        whole.check()
-    names = [name for name, p in model.named_parameters() if p.requires_grad] if names is None else names
     return Pullback(model, points, whole.unit, whole.scale, names)
 
 

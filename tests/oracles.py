@@ -417,6 +417,57 @@ MODELS = {
         ),
         normal(2, 8),
     ),
+    "one and three dimensions": Case(
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 4, 3, stride=2, padding=1, padding_mode="replicate"),
+            nn.Tanh(),
+            nn.Unflatten(1, (1, 2, 2)),
+            nn.Conv3d(1, 2, 2, padding=(1, 0, 1), dilation=(1, 1, 2)),
+            nn.Flatten(),
+            nn.Linear(24, CLASSES),
+        ),
+        normal(2, 8),
+    ),
+    "norms of sequences and images": Case(
+        lambda: nn.Sequential(
+            nn.LayerNorm((4, 6)),
+            nn.RMSNorm(6),
+            nn.Conv1d(4, 4, 3),
+            nn.GroupNorm(2, 4),
+            nn.BatchNorm1d(4).eval(),
+            nn.Flatten(),
+            nn.LayerNorm(16, bias=False),
+            nn.Linear(16, CLASSES),
+        ).eval(),
+        normal(4, 6),
+    ),
+    "positions looked up once": Case(
+        lambda: Forward(
+            lambda s, x: s.c((s.a(x) + s.b(torch.arange(6)[None])).tanh()[:, 2]),
+            a=nn.Embedding(11, 5, padding_idx=3),
+            b=nn.Embedding(6, 5),
+            c=nn.Linear(5, CLASSES),
+        ),
+        tokens(),
+    ),
+    "positions without a batch": Case(
+        lambda: Forward(
+            lambda s, x: s.c((s.a(x) + s.b(torch.arange(6)[None]).view(6, 5)).tanh().flatten(1)),
+            a=nn.Embedding(11, 5),
+            b=nn.Embedding(6, 5),
+            c=nn.Linear(30, CLASSES),
+        ),
+        tokens(),
+    ),
+    "two numbers a sample": Case(
+        lambda: Forward(
+            lambda s, x: s.c(s.a(x[:, 0]) * s.b(x[:, 1:3]).flatten(1)),
+            a=nn.Embedding(11, 4),
+            b=nn.Embedding(11, 2),
+            c=nn.Linear(4, CLASSES),
+        ),
+        tokens(),
+    ),
     "batch norm in eval mode": Case(batch_normed, normal(2, 6, 6)),
     "layer and group norm": Case(
         lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.GroupNorm(2, 8), nn.Linear(8, CLASSES)),

@@ -36,7 +36,7 @@ from oracles import (
 )
 from torch import nn
 
-from stiffkit import GradientGram, gradient_gram, losses, stiffness
+from stiffkit import GradientGram, gradient_gram, gradient_norms, losses, per_sample, stiffness
 from stiffkit._torchvision import import_torchvision
 
 REFUSED = (ValueError, TypeError)
@@ -157,15 +157,93 @@ LAYER_BY_LAYER = [
     "frozen weight",
     "frozen convolution bias",
     "frozen on sequences",
+    "uneven convolutions",
+    "circular and reflecting padding",
+    "one and three dimensions",
+    "batch norm in eval mode",
+    "layer and group norm",
+    "norms of sequences and images",
+    "padded embedding",
+    "positions looked up once",
+    "two numbers a sample",
 ]
 
 
 @pytest.mark.parametrize("model", LAYER_BY_LAYER)
-def test_linear_and_convolutional_networks_do_without_torch_func(model, monkeypatch):
+def test_networks_of_known_layers_do_without_torch_func(model, monkeypatch):
     monkeypatch.setattr(torch.func, "vmap", None)  # needing it would give the warning of the loop, an error here
     case = build(model, seed=4)
     gram = gradient_gram(case.model, case.loss, case.points, case.points2)
     assert_agrees(gram, loop_gram(case.model, case.reference, case.points, case.points2))
+
+
+def test_only_what_is_no_known_layer_goes_through_torch_func(monkeypatch):
+    """A network with a parameter of its own beside known layers: one small gradient a point, not all of them."""
+    seen = []
+    plain = per_sample.pullback
+    monkeypatch.setattr("stiffkit.gradients.pullback", lambda *args: seen.append(args[3]) or plain(*args))
+    case = build("class token")
+    gradient_gram(case.model, case.loss, case.points)
+    (names,) = seen
+    known = {name for name, m in case.model.named_modules() if type(m) in (nn.Linear, nn.LayerNorm, nn.Conv2d)}
+    assert names
+    assert not {name for name in names if name.rpartition(".")[0] in known}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_norms_equal_the_loop(model):
+    case, points = points_of(model)
+    with {True: pytest.warns(UserWarning, match="torch.func"), False: nullcontext(), None: _silent()}[case.looped]:
+        norms = gradient_norms(case.model, case.loss, points)
+    expected = gradients(case.model, case.reference, points).norm(dim=1)
+    torch.testing.assert_close(norms, expected, rtol=1e-4, atol=1e-6 * float(expected.max()))
+
+
+@pytest.mark.parametrize(("frozen", "bias"), [("", True), ("", False), ("weight", True), ("bias", True)])
+@pytest.mark.parametrize("positions", [2, 30])
+def test_norms_of_short_and_of_long_sequences(positions, frozen, bias):
+    """Of short ones from pairs of positions, of long ones from the gradients."""
+    model = nn.Sequential(nn.Linear(20, 30, bias=bias), nn.Tanh(), nn.Flatten(), nn.Linear(30 * positions, CLASSES))
+    if frozen:
+        getattr(model[0], frozen).requires_grad_(False)
+    points = torch.randn(N, positions, 20), torch.arange(N) % CLASSES
+    expected = gradient_gram(model, CROSS_ENTROPY, points).norms
+    torch.testing.assert_close(gradient_norms(model, CROSS_ENTROPY, points), expected, rtol=1e-5, atol=0)
+    some = gradient_norms(model, CROSS_ENTROPY, points, parameters=["3.bias"], max_memory=10_000)
+    expected = gradient_gram(model, CROSS_ENTROPY, points, parameters=["3.bias"]).norms
+    torch.testing.assert_close(some, expected, rtol=1e-5, atol=0)
+
+
+def test_norms_of_no_points():
+    case = build("mlp")
+    assert gradient_norms(case.model, case.loss, take(case.points, slice(0))).shape == (0,)
+
+
+@pytest.mark.parametrize("model", ["mlp", "GRU", "class token", "tied embedding"])
+def test_some_of_the_parameters(model):
+    case = build(model, seed=2)
+    names = [name for name, p in case.model.named_parameters() if p.requires_grad]
+    chosen = names[::2]
+    G, H = (gradients(case.model, case.reference, points) for points in (case.points, case.points2))
+    sizes = [p.numel() for p in case.model.parameters() if p.requires_grad]
+    columns = torch.from_numpy(np.repeat([name in chosen for name in names], sizes))
+    expected = reference_gram(G[:, columns], H[:, columns])
+    with _silent():
+        for parameters in (chosen, set(chosen), lambda name, p: name in chosen):
+            gram = gradient_gram(case.model, case.loss, case.points, case.points2, parameters=parameters)
+            assert_agrees(gram, expected)
+    assert [name for name, p in case.model.named_parameters() if p.requires_grad] == names
+
+
+def test_a_single_name_and_names_that_are_wrong():
+    case = build("mlp")
+    one = gradient_gram(case.model, case.loss, case.points, parameters="1.weight")
+    assert_agrees(one, reference_gram(gradients(case.model, case.reference, case.points)[:, : 6 * 8]))
+    with pytest.raises(ValueError, match=r"no trainable parameter is called '1\.weigth'; did you mean '1\.weight'"):
+        gradient_gram(case.model, case.loss, case.points, parameters=["1.weigth"])
+    with pytest.raises(ValueError, match=r"no parameter was chosen; there are 1\.weight"):
+        gradient_gram(case.model, case.loss, case.points, parameters=lambda name, p: False)
+    assert all(p.requires_grad for p in case.model.parameters())
 
 
 def test_layers_are_named_after_the_module_that_owns_the_parameters():
@@ -293,6 +371,27 @@ def test_little_free_memory_changes_nothing(model, sets, monkeypatch):
     little = gram_of(case, *[case.points, case.points2][:sets])
     torch.testing.assert_close(little.cos, plenty.cos, rtol=0, atol=1e-6)
     torch.testing.assert_close(little.dot, plenty.dot, rtol=0, atol=1e-6 * float(plenty.dot.abs().max()))
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("by", [None, "layer"])
+@pytest.mark.parametrize("model", ["mlp", "class token", "sequences", "padded embedding", "batch norm in eval mode"])
+def test_max_memory_changes_nothing(model, by, sets):
+    case = build(model, n=17)
+    points = [case.points, case.points2][:sets]
+    plenty, little = (gradient_gram(case.model, case.loss, *points, by=by, max_memory=m) for m in (None, 4000))
+    for key in plenty if by else [None]:
+        a, b = (g[key] if by else g for g in (little, plenty))
+        torch.testing.assert_close(a.cos, b.cos, rtol=0, atol=1e-5)
+        torch.testing.assert_close(a.norms, b.norms, rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(a.norms2, b.norms2, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("bytes_", [0, -1])
+def test_memory_below_nothing_is_refused(bytes_):
+    case = build("mlp")
+    with pytest.raises(ValueError, match="max_memory must be a number of bytes above 0"):
+        gradient_gram(case.model, case.loss, case.points, max_memory=bytes_)
 
 
 @pytest.mark.parametrize("model", ["sequences", "stride, padding, groups, dilation, max-pool"])
