@@ -19,7 +19,7 @@ PAIRS = ("both right", "one wrong", "both wrong")
 DECILES = 10
 REGIME = {"regime": list(REGIMES)}
 AXES = REGIME | {"measure": list(MEASURES)}
-EPSILON = 1e-12  # that normalising layers of libraries add to a squared norm
+EPSILON = 1e-12  # that code adds to a squared norm, against a division by zero
 
 
 def attribution_of(

@@ -237,7 +237,7 @@ class NetworkOrArithmetic(Chapter):
     model: str = Field("", description="network; empty: the data set's own")
     activation: str = Field("relu", description="of the hidden layers")
     training_loss: str = Field("", description="that is minimised, beside the fused one; empty: all five")
-    arithmetic: str = Field("keras2019", description="that exact gradients are held against")
+    arithmetic: str = Field("keras2019", description="that exact ones are held against in the table of deciles")
     learning_rate: float = Field(1e-3, gt=0, description="of Adam, constant")
     epochs: float = Field(0, ge=0, le=1000, description="passes over the training set; 0: the data set's own")
     points: int = Field(0, ge=0, description="training, and validation, points; 0: the data set's own")
@@ -279,11 +279,12 @@ class NetworkOrArithmetic(Chapter):
 
     @property
     def to_run(self) -> tuple[Experiment, ...]:
-        """What a re-run computes where it is not there; with the defaults the recorded runs are shown as they are."""
-        if not self.changed:
-            return ()
+        """What a re-run computes where it is not there; what the ledger plans is shown as far as it is recorded."""
+        from stiffkit import claims
+
+        planned = {e for runs in claims.read().runs.values() for e in runs.experiments()}
         series = [*self.experiments.values(), *(self.controls.values() if self.dataset == "digits" else ())]
-        return tuple(dict.fromkeys(e for experiments in series for e in experiments))
+        return tuple(dict.fromkeys(e for experiments in series for e in experiments if e not in planned))
 
     @property
     def minutes(self) -> float:

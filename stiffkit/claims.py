@@ -424,11 +424,12 @@ def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> 
             lines.append(
                 f"| {c.title} | {c.v1 or DASH} | {c.v3 or DASH} | **{j.verdict}**: {what} | {_link(c, folder)} |"
             )
-    if ours := [
-        f"| {j.claim.title} | **{j.verdict}** | {_link(j.claim, folder)} |" for j in judgements if j.claim.ours
-    ]:
-        lines += ["", "Questions of our own:", "", "| question | we find | chapter |", "|---|---|---|", *ours]
-    lines += ["", f"Runs so far: {seeds_so_far([j for j in judgements if not j.claim.ours], ledger)}."]
+    if ours := [j for j in judgements if j.claim.ours]:
+        lines += ["", "Questions of our own:", "", "| question | we find | chapter |", "|---|---|---|"]
+    for j in ours:
+        what = found(j, ledger, verdicts=j.verdict == MIXED)
+        lines.append(f"| {j.claim.title} | **{j.verdict}**: {what} | {_link(j.claim, folder)} |")
+    lines += ["", f"Runs so far: {seeds_so_far(judgements, ledger)}."]
     return "\n".join([*lines, "", f"Not checked: {ledger.unchecked[0].lower()}{ledger.unchecked[1:]}"])
 
 
@@ -438,13 +439,16 @@ def _link(claim: Claim, folder: str) -> str:
 
 
 def seeds_so_far(judgements: Iterable[Judgement], ledger: Ledger) -> str:
-    """How many seeds of each set of runs that claims are about are recorded, of how many that are planned."""
+    """How many seeds of the sets of runs that claims are about are recorded, of how many that are planned."""
     found: dict[str, int] = {}
     for judgement in judgements:
         for dataset in judgement.claim.datasets:
             here = [len(e.values) for e in judgement.estimates if e.dataset == dataset]
             found[dataset] = max([found.get(dataset, 0), *here])
-    return ", ".join(f"{ledger.runs[d].title} {n} of {ledger.runs[d].seeds} seeds" for d, n in found.items())
+    planned = {name: ledger.runs[name].seeds for name in found}
+    less = [f"{ledger.runs[name].short} {n} of {planned[name]}" for name, n in found.items() if n < planned[name]]
+    complete = f"{len(found) - len(less)} of {len(found)} planned sets have all their seeds"
+    return f"{complete}; {', '.join(less)}" if less else complete
 
 
 def table(judgements: Iterable[Judgement], ledger: Ledger) -> str:

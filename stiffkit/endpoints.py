@@ -25,7 +25,7 @@ def window(runs: xr.Dataset, name: str) -> xr.Dataset:
     * start: before training.
     * early: at 1,600 images, as v1's Fig 6, or at the checkpoint next to it.
     * learning: from the first epoch to three and a quarter, ten checkpoints of the standard schedule.
-    * late: the last ten whole epochs.
+    * late: the last ten whole epochs, but none of the first half of the run; the last checkpoint where there is none.
     """
     epochs = runs.epochs.mean("seed") if "seed" in runs.dims else runs.epochs
     last = np.floor(float(epochs.max()) + 0.01)
@@ -33,8 +33,10 @@ def window(runs: xr.Dataset, name: str) -> xr.Dataset:
         "start": epochs == 0,
         "early": abs(runs.images - EARLY) == abs(runs.images - EARLY).min(),
         "learning": (epochs > 0.99) & (epochs < 3.3),
-        "late": (abs(epochs - epochs.round()) < 1e-3) & (epochs > max(0, last - 9.5)),
+        "late": (abs(epochs - epochs.round()) < 1e-3) & (epochs > max(last / 2, last - 9.5)),
     }[name]
+    if name == "late" and not chosen.any():
+        chosen = epochs == epochs.max()
     return runs.isel(images=chosen.values.nonzero()[0])
 
 
@@ -76,31 +78,40 @@ def least_of_last_layer(runs: xr.Dataset, measure: str, regime: str) -> xr.DataA
     return _layer(runs, "last").sel(measure=measure, regime=regime).min("images")
 
 
-def layer_level(runs: xr.Dataset, layer: str, measure: str, regime: str, at: str) -> xr.DataArray:
-    """Mean over a window of the stiffness within classes of the first or the last layer's exact gradients."""
-    here = window(runs[["layer_within", "epochs"]], at)
-    return _layer(here, layer).sel(measure=measure, regime=regime).mean("images")
+def layer_change(runs: xr.Dataset, layer: str, measure: str, regime: str, at: str, since: str) -> xr.DataArray:
+    """Stiffness within classes of the first or the last layer's exact gradients: one window less another."""
+    values = _layer(runs, layer).sel(measure=measure, regime=regime)
+    return _mean(values, runs, at) - _mean(values, runs, since)
 
 
 def _layer(runs: xr.Dataset, layer: str) -> xr.DataArray:
     return runs.layer_within.dropna("layer", how="all").isel(layer={"first": 0, "last": -1}[layer], drop=True)
 
 
-def pair_level(runs: xr.Dataset, rightness: str, measure: str, regime: str, at: str) -> xr.DataArray:
-    """Mean over a window of exact stiffness within classes over pairs that are classified rightly, or not."""
-    here = window(runs[["pair_within", "epochs"]], at)
-    return here.pair_within.sel(rightness=rightness, measure=measure, regime=regime).mean("images")
+def pair_change(runs: xr.Dataset, rightness: str, measure: str, regime: str, at: str, since: str) -> xr.DataArray:
+    """Exact stiffness within classes over pairs that are classified rightly, or not: one window less another."""
+    values = runs.pair_within.sel(rightness=rightness, measure=measure, regime=regime)
+    return _mean(values, runs, at) - _mean(values, runs, since)
+
+
+def _mean(values: xr.DataArray, runs: xr.Dataset, name: str) -> xr.DataArray:
+    return window(values.to_dataset(name="values").assign(epochs=runs.epochs), name)["values"].mean("images")
 
 
 def clipped_prediction(runs: xr.Dataset, regime: str, by: str) -> xr.DataArray:
     r"""What a clipped loss must give within classes, by sign: the exact value times the share of unclipped pairs.
 
-    A pair counts where neither point is clipped: the share is $u u'$ with the shares u and u' of unclipped points in
-    both parts (squared for one part), either of each class and then averaged ("class"), or of all points ("all").
-    No parameter is free.
+    A pair counts where neither point is clipped. With the shares u and u' of such points in both parts (the same for
+    one part) the value is the exact one times $u u'$: with u the share of each class's points whose clipped gradient is
+    not zero, and the product averaged over classes ("class"), or with u the share of all points whose logit gap is not
+    above 16 ("all"). No parameter is free. Pairs of a point with itself are not taken out of $u^2$, which matters
+    little from some 50 points a class on.
     """
-    left = runs.unclipped if by == "class" else (1 - runs.zero).expand_dims("class_a")
-    first, second = (left.sel(arithmetic="keras2019", part=part, drop=True) for part in regime.split("-"))
+    if by == "class":
+        left = runs.unclipped.sel(arithmetic="keras2019", drop=True)
+    else:
+        left = (1 - runs.past_gap).expand_dims("class_a")
+    first, second = (left.sel(part=part, drop=True) for part in regime.split("-"))
     exact = runs.within.sel(arithmetic="exact", measure="sign", regime=regime, drop=True)
     return exact * (first * second).mean("class_a")
 
@@ -206,8 +217,8 @@ QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
         arithmetics_apart,
         arithmetics_distance,
         least_of_last_layer,
-        layer_level,
-        pair_level,
+        layer_change,
+        pair_change,
         clipped_misfit,
         regimes_apart,
         larger_change,

@@ -87,11 +87,13 @@ def measure(
         * `gap` (part, quantile) of the logit gap $\log(p_y / (1 - p_y))$; `past_gap` (part): share of points above 16.
 
     """
+    losses = {**ARITHMETICS, OWN: own}
+    if wrong := [name for name in arithmetics if losses.get(name) is None]:
+        raise ValueError(f"arithmetic {wrong[0]!r}: allowed are {', '.join(ARITHMETICS)}, and {OWN} where own is given")
     points = tuple(torch.cat(pair) for pair in zip(training, validation, strict=True))
     parts = {"train": slice(0, len(training[1])), "val": slice(len(training[1]), len(points[1]))}
     y = points[1].cpu()
     layers = gradient_gram(model, cross_entropy, points, by="layer") if attribution else {}
-    losses = {**ARITHMETICS, OWN: own}
     grams = {"exact": whole(layers)} if layers else {}
     grams |= {name: gradient_gram(model, losses[name], points) for name in arithmetics if name not in grams}
     exact, z = grams["exact"], _outputs(model, points[0]).double().cpu()

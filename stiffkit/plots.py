@@ -425,12 +425,13 @@ def taken_apart(sets: Mapping[str, xr.Dataset], regime: str = "train-train", axe
     """
     if axes is None:
         _, axes = plt.subplots(2, len(sets), figsize=(5.6, 4.4), sharex="col", sharey=True, squeeze=False)
+    deepest = max(int(runs.layer.max()) for runs in sets.values())
+    shades = dict(enumerate(plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, deepest)), start=1))
     for (title, runs), column in zip(sets.items(), np.reshape(axes, (2, -1)).T, strict=True):
         here = runs.sel(regime=regime, measure="sign")
         layers = here.layer_within.dropna("layer", how="all")
-        shades = plt.get_cmap("viridis_r")(np.linspace(0.15, 0.95, layers.sizes["layer"]))
-        for shade, layer in zip(shades, layers.layer.values, strict=True):
-            _band(column[0], layers.sel(layer=layer), shade, "-", f"layer {layer}")
+        for layer in layers.layer.values:
+            _band(column[0], layers.sel(layer=layer), shades[int(layer)], "-", f"layer {layer}")
         looks = ((BLUE, "--"), (ORANGE, ":"), (GREEN, "-."))
         for (colour, line), rightness in zip(looks, runs.rightness.values, strict=True):
             _band(column[1], here.pair_within.sel(rightness=rightness), colour, line, str(rightness))

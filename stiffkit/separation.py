@@ -2,16 +2,16 @@
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 
 from stiffkit import claims, results
-from stiffkit.chapters import NetworkOrArithmetic, rounded
-from stiffkit.endpoints import clipped_prediction, window
+from stiffkit.chapters import NetworkOrArithmetic, ParameterError, rounded
+from stiffkit.endpoints import clipped_prediction, onset, smoothed, window
 from stiffkit.experiment import Experiment
-from stiffkit.measurement import ARITHMETICS, OWN, SPOKEN
+from stiffkit.measurement import ARITHMETICS, SPOKEN
+from stiffkit.regimes import MEASURES
 
 TRAINED = {  # what figures and tables call the losses that networks are trained with
     "exact": "exact",
@@ -22,20 +22,28 @@ TRAINED = {  # what figures and tables call the losses that networks are trained
 }
 DETAILS = ("mnist_parts", "mnist_float64", "cifar10_small", "mnist_no_sphere", "mnist_torch", "mnist_torch_no_sphere")
 DATASETS = ("mnist", "fashion_mnist", "cifar10")
+JUDGING = tuple(f"{d}_{loss}" for d in DATASETS for loss in ("parts", "exact", "keras2019", "mse", "label_smoothing"))
 GAPS = (2, 8, 14, 18, 25, 40)  # logit gaps of the one point in `one_point`
 
 
 def trained(p: NetworkOrArithmetic) -> dict[str, xr.Dataset]:
     """The chapter's runs by training loss, side by side along `seed`: recorded, cached, or computed now.
 
-    With the parameters' defaults the recorded runs as far as they are there; a loss without a run is left out.
+    Of runs that the ledger plans those that are recorded or cached; a loss without a run is left out.
 
     Raises:
         TooLongError: before anything is computed, if that would take longer than `p.max_minutes`.
+        ParameterError: if the chapter's first runs are planned and not there.
 
     """
     p.allow()
-    return _series(p.experiments, p.to_run)
+    found = _series(p.experiments, p.to_run)
+    if "float32" not in found:
+        raise ParameterError(
+            f"no run of {p.dataset}, trained with the fused loss, is recorded or in the cache. The sweeps "
+            "book/sweeps/08_*.yml compute them: .venv/bin/stiffkit sweep FILE"
+        )
+    return found
 
 
 def controls(p: NetworkOrArithmetic) -> dict[str, xr.Dataset]:
@@ -58,7 +66,7 @@ def _series(chosen: Mapping[str, list[Experiment]], to_run: tuple[Experiment, ..
 def recorded_sets(*names: str) -> dict[str, xr.Dataset]:
     """Sets of runs of the ledger, as far as they are recorded, by their short titles."""
     ledger = claims.read()
-    runs = claims.recorded_runs(ledger, names)
+    runs = claims.recorded_runs(ledger, [name for name in names if name in ledger.runs])
     return {ledger.runs[name].short: runs[name] for name in names if name in runs}
 
 
@@ -187,6 +195,43 @@ def last_values(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runs")
 
 
+def at_the_start(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """Before training, of training images, exact: sign and cosine within and between classes, a row a set of runs."""
+    rows = {}
+    for name, runs in sets.items():
+        first = runs.sel(regime="train-train", arithmetic="exact").isel(images=0)
+        cells = ((kind, measure) for measure in MEASURES for kind in ("within", "between"))
+        rows[name] = {f"{k}, {m}": claims.over_seeds(first[k].sel(measure=m)) for k, m in cells}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runs")
+
+
+def layer_shares(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """Late, of training images, exact: the cosine within classes, and the layers' shares in it, which add up to it."""
+    rows = {}
+    for name, runs in sets.items():
+        here = window(runs[["within", "share_within", "epochs"]], "late").sel(regime="train-train").mean("images")
+        shares = here.share_within.dropna("layer", how="all")
+        cells = {"cosine": claims.over_seeds(here.within.sel(arithmetic="exact", measure="cos"))}
+        rows[name] = cells | {f"layer {n}": claims.over_seeds(shares.sel(layer=n)) for n in shares.layer.values}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("runs")
+    return table.fillna("")
+
+
+def turning(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """When overfitting begins, and when the exact sign within classes has lost a tenth; epochs, of training images."""
+    rows = {}
+    for name, runs in sets.items():
+        within = smoothed(runs.within.sel(arithmetic="exact", measure="sign", regime="train-train", drop=True))
+        lost = within.images.where(within < 0.9).min("images")
+        per_epoch = float((runs.images[-1] / runs.epochs.isel(images=-1)).mean())
+        rows[name] = {
+            "least validation loss": claims.over_seeds(onset(runs) / per_epoch, 1),
+            "greatest validation accuracy": claims.over_seeds(onset(runs, "accuracy") / per_epoch, 1),
+            "sign within below 0.9": claims.over_seeds(lost / per_epoch, 1) if lost.notnull().any() else "never",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("epoch of")
+
+
 def rest_of_change(runs: xr.Dataset) -> dict[str, dict[str, xr.DataArray]]:
     """What a real step changes: the share of it within classes, and both summaries weighted by it, by regime."""
     regimes = {"training images": "train-train", "validation images": "val-val"}
@@ -201,12 +246,3 @@ def rest_of_change(runs: xr.Dataset) -> dict[str, dict[str, xr.DataArray]]:
         "weighted sign": weighted,
         "images that count": carried,
     }
-
-
-def own_losses(sets: Mapping[str, xr.Dataset]) -> dict[str, xr.Dataset]:
-    """The sets whose runs were measured with the loss they were trained with."""
-    return {name: runs for name, runs in sets.items() if OWN in runs.arithmetic and not _empty(runs)}
-
-
-def _empty(runs: xr.Dataset) -> bool:
-    return bool(np.isnan(runs.within.sel(arithmetic=OWN)).all())

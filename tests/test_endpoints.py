@@ -15,11 +15,11 @@ from stiffkit.endpoints import (
     clipped_misfit,
     clipped_prediction,
     larger_change,
-    layer_level,
+    layer_change,
     least_of_last_layer,
     level,
     onset,
-    pair_level,
+    pair_change,
     ratio,
     regimes_apart,
     slope_change,
@@ -102,7 +102,7 @@ QUARTERS = [1 + k / 4 for k in range(10)]
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("start", [0]), ("early", [1_600]), ("learning", QUARTERS), ("late", range(3, 13))],
+    [("start", [0]), ("early", [1_600]), ("learning", QUARTERS), ("late", range(7, 13))],
 )
 @pytest.mark.parametrize("n", [50_000, 1_201])
 def test_windows_where_batches_do_not_divide_the_epoch(name, expected, n):
@@ -111,6 +111,11 @@ def test_windows_where_batches_do_not_divide_the_epoch(name, expected, n):
     if (n, name) == (1_201, "learning"):
         expected = sorted([*expected, 1_617 / n])  # on digits 1,600 images are more than an epoch
     np.testing.assert_allclose(found, expected, atol=32 if name == "early" else 32 / n)
+
+
+def test_a_run_of_less_than_an_epoch_is_late_at_its_end():
+    found = window(made_up(epoch, images=[0, 1_600, 15_000, 30_000]), "late")
+    assert found.images.values.tolist() == [30_000]
 
 
 def test_before_training_is_never_late():
@@ -410,14 +415,19 @@ def taken_apart(layers=3):
 
 def test_first_and_last_layer():
     runs = taken_apart()
-    assert layer_level(runs, "first", "sign", "val-val", "late").values == pytest.approx([1.255] * 2)
-    assert layer_level(runs, "last", "sign", "val-val", "late").values == pytest.approx([3.255] * 2)
+    slower = runs.assign(layer_within=runs.layer_within.where(runs.layer != 3, 3 + runs.epochs / 200))
+    for layer, rise in (("first", 0.235), ("last", 0.1175)):  # from epochs 1 to 3 to epochs 21 to 30
+        found = layer_change(slower, layer, "sign", "val-val", "late", "learning")
+        assert found.values == pytest.approx([rise] * 2)
     assert least_of_last_layer(runs, "sign", "val-val").values == pytest.approx([3.0] * 2)
 
 
 def test_right_and_wrong_pairs():
-    found = [pair_level(taken_apart(), r, "sign", "val-val", "late").values for r in ("both right", "both wrong")]
-    assert found == [pytest.approx([0.255] * 2), pytest.approx([2.255] * 2)]
+    runs = taken_apart()
+    falling = runs.assign(pair_within=runs.pair_within.where(runs.rightness != "both wrong", -runs.epochs / 50))
+    for rightness, rise in (("both right", 0.235), ("both wrong", -0.47)):
+        found = pair_change(falling, rightness, "sign", "val-val", "late", "learning")
+        assert found.values == pytest.approx([rise] * 2)
 
 
 def test_a_distance_has_no_sign():
@@ -439,7 +449,7 @@ def test_what_clipping_must_give_and_the_largest_distance_from_it(by, share):
     parts = {"part": ["train", "val"]}
     left = xr.DataArray([[0.9, 0.1], [0.6, 0.2]], parts | {"class_a": [0, 1]})
     clipped = xr.DataArray([0.0, 1.0], {"arithmetic": ["exact", "keras2019"]}, "arithmetic")
-    runs = runs.assign(unclipped=1 - clipped * (1 - left), zero=clipped * (1 - left.mean("class_a")))
+    runs = runs.assign(unclipped=1 - clipped * (1 - left), past_gap=1 - left.mean("class_a"))
     found = clipped_prediction(runs, "train-val", by)
     assert found.values == pytest.approx(np.full(found.shape, 0.8 * share))
     late = xr.where((runs.images == EVERY[20]) & (runs.arithmetic == "keras2019"), 0.7, runs.within)
@@ -454,8 +464,8 @@ def test_every_quantity_that_a_claim_can_name():
         "arithmetics_apart",
         "arithmetics_distance",
         "least_of_last_layer",
-        "layer_level",
-        "pair_level",
+        "layer_change",
+        "pair_change",
         "clipped_misfit",
         "regimes_apart",
         "larger_change",

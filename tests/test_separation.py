@@ -73,12 +73,22 @@ def test_every_planned_run_is_in_a_committed_sweep():
     assert {e for runs in OWN.values() for e in runs.experiments()} == swept
 
 
-def test_the_defaults_compute_nothing_and_a_change_asks_first(monkeypatch):
-    assert NetworkOrArithmetic().to_run == ()
-    assert NetworkOrArithmetic().minutes == 0
-    assert NetworkOrArithmetic(max_minutes=1).to_run == ()
+def test_planned_runs_are_not_computed_and_a_change_asks_first():
+    for values in ({}, {"max_minutes": 1}, {"arithmetic": "float32"}, {"epochs": 30}, {"dataset": "fashion_mnist"}):
+        assert NetworkOrArithmetic.check(values).to_run == ()
+        assert NetworkOrArithmetic.check(values).minutes == 0
+    more = NetworkOrArithmetic(seeds=9)
+    assert {(e.training.loss, e.training.seed) for e in more.to_run} == {(loss, 9) for loss in LOSSES}
     with pytest.raises(TooLongError, match="Nothing was computed"):
         separation.trained(NetworkOrArithmetic(learning_rate=1e-4))
+
+
+def test_planned_runs_that_are_nowhere_are_named(own_folders):
+    (own_folders / "book").mkdir()
+    ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
+    (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
+    with pytest.raises(ParameterError, match=r"no run of mnist.*stiffkit sweep"):
+        separation.trained(NetworkOrArithmetic())
 
 
 def test_digits_bring_their_own_controls():
@@ -158,7 +168,9 @@ def test_dose_is_less_exact_with_the_share_past_the_gap(leave_out):
     np.testing.assert_allclose(found.past.sel(seed=1), 100 * found.images / 20_000)
     np.testing.assert_allclose(found.within.sel(arithmetic="float32"), 0.9 * -0.1)
     np.testing.assert_allclose(found.between.sel(arithmetic="keras2019"), 0.09 * 0.5)
-    np.testing.assert_allclose(found.predicted.sel(seed=2), 0.9 * ((1 - found.images / 24_000) ** 2 - 1))
+    np.testing.assert_allclose(
+        found.predicted.sel(seed=2), 0.9 * ((1 - found.images / (20_000 if leave_out else 24_000)) ** 2 - 1)
+    )
 
 
 def test_late_values_and_tables():
@@ -174,6 +186,27 @@ def test_late_values_and_tables():
     deciles = separation.deciles(runs, "keras2019")
     assert deciles["clipped"].tolist() == ["0.50 [0.50, 0.50]"] * 2
     assert deciles["logit gap"][2].startswith("1.5 ")
+
+
+def test_when_it_turns_is_in_epochs():
+    runs = made_runs().drop_vars(["accuracy", "split"])
+    loss = abs(runs.epochs - 4).expand_dims(split=["validation"])
+    runs = runs.assign(loss=loss, accuracy=-loss, within=xr.ones_like(runs.within))
+    falling = runs.assign(within=runs.within.where(runs.epochs < 7.5, 0.5))
+    found = separation.turning({"falls": falling, "stays": runs})
+    assert found["least validation loss"].tolist() == ["4.0 [4.0, 4.0]"] * 2
+    assert found["greatest validation accuracy"].tolist() == ["4.0 [4.0, 4.0]"] * 2
+    assert found["sign within below 0.9"].tolist() == ["7.0 [7.0, 7.0]", "never"]  # of means over five epochs
+
+
+def test_shares_of_layers_and_the_start():
+    runs = made_runs()
+    share = xr.DataArray([0.3, 0.1, np.nan], {"layer": [1, 2, 3]}, "layer")
+    runs = runs.assign(share_within=share * xr.ones_like(runs.within.isel(arithmetic=0, measure=0, drop=True)))
+    row = separation.layer_shares({"a": runs}).loc["a"]
+    assert [value.split()[0] for value in row] == ["0.40", "0.30", "0.10"]
+    start = separation.at_the_start({"a": runs}).loc["a"]
+    assert [value.split()[0].replace("\N{MINUS SIGN}", "-") for value in start] == ["0.90", "-0.09", "0.40", "-0.04"]
 
 
 def test_a_measurement_that_was_not_made_has_no_row_and_no_mark():
@@ -193,6 +226,7 @@ def test_recorded_runs_are_whole_official_and_say_where_they_come_from(name):
     for run in recorded:
         assert re.fullmatch(r"[0-9a-f]{7,40}", run.attrs["commit"]), "recorded from a clean checkout"
         assert run.attrs["diverged"] == 0
+        assert "stiffness" not in run
         measured = OWN[name].experiments()[0].measurement.arithmetics
         assert run.arithmetic.values.tolist() == list(measured)
         assert not run[["within", "between", "loss", "accuracy", "unclipped", "alive_within"]].isnull().to_array().any()

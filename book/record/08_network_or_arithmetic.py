@@ -15,7 +15,7 @@ from stiffkit.chapters import NetworkOrArithmetic
 from stiffkit.sweeps import Sweep
 
 NAME = "08_network_or_arithmetic"
-LEAVE_OUT = (  # chapter 2 shows them, of the same trainings
+LEAVE_OUT = (  # chapter 2 shows them, of the same trainings, or nothing does
     "stiffness",
     "within_error",
     "between_error",
@@ -26,6 +26,12 @@ LEAVE_OUT = (  # chapter 2 shows them, of the same trainings
     "mean_norm",
     "wrong_sign",
     "batch_loss",
+    "pair_share",
+    "pair_between",
+    "share_between",
+    "alive_between",
+    "padded_between",
+    "centring",
 )
 
 if __name__ == "__main__":
