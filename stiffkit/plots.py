@@ -439,8 +439,8 @@ def taken_apart(sets: Mapping[str, xr.Dataset], regime: str = "train-train", axe
             _band(ax, here.within.sel(arithmetic="exact"), "black", "-", "whole gradient, all pairs")
             _through_training(ax, runs, "")
         column[0].set(title=fill(title, 16), xlabel="", ylim=(-0.15, 1.05))
-    for ax, kind in zip(np.reshape(axes, (2, -1))[:, 0], ("layers", "pairs"), strict=True):
-        ax.set_ylabel(f"within classes, {kind}")
+    for ax, kind in zip(np.reshape(axes, (2, -1))[:, 0], ("by layer", "by pairs"), strict=True):
+        ax.set_ylabel(f"sign, {kind}")
     named = {}
     for ax in np.ravel(axes):
         handles, labels = ax.get_legend_handles_labels()

@@ -218,18 +218,20 @@ def layer_shares(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
 
 
 def turning(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
-    """When overfitting begins, and when the exact sign within classes has lost a tenth; epochs, of training images."""
+    """When overfitting begins, in epochs, and the exact sign within classes of training images; running means."""
     rows = {}
     for name, runs in sets.items():
         within = smoothed(runs.within.sel(arithmetic="exact", measure="sign", regime="train-train", drop=True))
-        lost = within.images.where(within < 0.9).min("images")
+        lost, begin = within.images.where(within < 0.9).min("images"), onset(runs)
         per_epoch = float((runs.images[-1] / runs.epochs.isel(images=-1)).mean())
+        late = window(runs[["within", "epochs"]], "late").within.mean("images")
         rows[name] = {
-            "least validation loss": claims.over_seeds(onset(runs) / per_epoch, 1),
-            "greatest validation accuracy": claims.over_seeds(onset(runs, "accuracy") / per_epoch, 1),
-            "sign within below 0.9": claims.over_seeds(lost / per_epoch, 1) if lost.notnull().any() else "never",
+            "sign below 0.9 at epoch": claims.over_seeds(lost / per_epoch, 1) if lost.notnull().any() else "never",
+            "least validation loss at epoch": claims.over_seeds(begin / per_epoch, 1),
+            "sign there": claims.over_seeds(within.where(within.images == begin).max("images")),
+            "sign late": claims.over_seeds(late.sel(arithmetic="exact", measure="sign", regime="train-train")),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("epoch of")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runs")
 
 
 def rest_of_change(runs: xr.Dataset) -> dict[str, dict[str, xr.DataArray]]:

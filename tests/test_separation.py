@@ -194,9 +194,10 @@ def test_when_it_turns_is_in_epochs():
     runs = runs.assign(loss=loss, accuracy=-loss, within=xr.ones_like(runs.within))
     falling = runs.assign(within=runs.within.where(runs.epochs < 7.5, 0.5))
     found = separation.turning({"falls": falling, "stays": runs})
-    assert found["least validation loss"].tolist() == ["4.0 [4.0, 4.0]"] * 2
-    assert found["greatest validation accuracy"].tolist() == ["4.0 [4.0, 4.0]"] * 2
-    assert found["sign within below 0.9"].tolist() == ["7.0 [7.0, 7.0]", "never"]  # of means over five epochs
+    assert found["least validation loss at epoch"].tolist() == ["4.0 [4.0, 4.0]"] * 2
+    assert found["sign below 0.9 at epoch"].tolist() == ["7.0 [7.0, 7.0]", "never"]  # of means over five epochs
+    assert found["sign there"].tolist() == ["1.00 [1.00, 1.00]"] * 2
+    assert found["sign late"].tolist() == ["0.58 [0.58, 0.58]", "1.00 [1.00, 1.00]"]  # epoch 7 and five halves
 
 
 def test_shares_of_layers_and_the_start():
