@@ -162,7 +162,9 @@ class Measurement(_Part):
     )
 
     subset: int | None = Field(None, ge=0, description="seed of the choice of points; none: the run's own seed")
-    attribution: bool = Field(False, description="also by layer, by right and wrong points, by logit gap")
+    attribution: bool = Field(
+        False, description="also by layer, by right and wrong points, by logit gap, but without errors over points"
+    )
 
     @field_validator("arithmetics")
     @classmethod
@@ -369,7 +371,7 @@ def _measured(experiment: Experiment, checkpoint: Checkpoint, points: list[Point
         checkpoint.model,
         *points,
         arithmetics,
-        errors=checkpoint.images in stage,
+        errors=checkpoint.images in stage and not measurement.attribution,
         own=LOSSES[experiment.training.loss],
         attribution=measurement.attribution,
     )

@@ -379,9 +379,10 @@ def test_a_network_measured_with_its_own_loss():
 
 def test_attribution_adds_to_what_is_measured_and_changes_nothing(run):
     found = computed(small(attribution=True, checkpoints=(0, 32)))
-    names = [name for name in run.data_vars if name != "batch_loss"]
+    names = [name for name in run.data_vars if name not in ("batch_loss", "within_error", "between_error")]
     xr.testing.assert_allclose(found[names].drop_attrs(), run[names].isel(images=slice(2)).drop_attrs(), atol=1e-6)
     assert {"layer_within", "pair_within", "unclipped", "decile_within"} <= set(found.data_vars) - set(run.data_vars)
+    assert "within_error" not in found
     assert found.layer.values.tolist() == [1, 2, 3, 4]
 
 
