@@ -136,6 +136,8 @@ def _normalised(module: nn.Module, a: Tensor) -> Tensor:
 def _embedding(module: nn.Embedding, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
     """The rows of the tokens that occur, in their order: two sets have to be given together."""
     tokens, place = _tokens(module, a)
+    if not len(tokens):
+        yield b.new_zeros(len(b), 1)
     for part in slices(len(tokens), columns // module.embedding_dim):
         chosen = (place >= part.start) & (place < part.stop)
         found = b.new_zeros(len(b), min(part.stop, len(tokens)) - part.start, module.embedding_dim)

@@ -159,6 +159,7 @@ def signals(model: nn.Module, layers: Layers, loss: Loss, points: PointSet, batc
 
     """
     found, pieces = [], {name: [] for name in layers.modules if name not in layers.columns}
+    versions = []
     gradients = torch.empty(len(points), 0)
     for numbers in batches(len(points), batch_size):
         part = slice(numbers.start, numbers.stop)
@@ -171,11 +172,14 @@ def signals(model: nn.Module, layers: Layers, loss: Loss, points: PointSet, batc
         for name, signal in calls.differentiate(floating(outputs), found[-1].unit).items():
             a, b = of_layers.without_idle_positions(layers.modules[name], *signal)
             if name in pieces:
-                pieces[name].append((a.clone() if a._base is not None else a, b))
+                pieces[name].append((a, b))
+                versions.append((name, a, a._version))
                 continue
             if not gradients.shape[1]:
                 gradients = b.new_zeros(len(points), layers.width)
             _fill(gradients[part, layers.columns[name]], of_layers.gradients(layers.modules[name], a, b, 2**62))
+    # A model may write the next batch into the memory of the last one.
+    _Calls.refuse(name for name, a, version in versions if a._version != version)
     joined = {name: _joined(layers.modules[name], parts) for name, parts in pieces.items()}
     return Signals(gradients, joined, OutputGradients.joined(found))
 

@@ -28,6 +28,7 @@ from oracles import (
     loop_gram,
     one_hot,
     pick,
+    plain_cross_entropy,
     reference_gram,
     softmax_gradient,
     take,
@@ -371,6 +372,43 @@ def test_little_free_memory_changes_nothing(model, sets, monkeypatch):
     little = gram_of(case, *[case.points, case.points2][:sets])
     torch.testing.assert_close(little.cos, plenty.cos, rtol=0, atol=1e-6)
     torch.testing.assert_close(little.dot, plenty.dot, rtol=0, atol=1e-6 * float(plenty.dot.abs().max()))
+
+
+class Reuses(nn.Module):
+    """Copies every batch into the same memory before its first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 50), nn.Linear(50, CLASSES)
+        self.register_buffer("memory", torch.zeros(300, 6), persistent=False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.memory[: len(x)] = x
+        return self.b(self.a(self.memory[: len(x)]).tanh())
+
+
+def test_a_model_that_writes_every_batch_into_the_same_memory():
+    torch.manual_seed(0)
+    model, points = Reuses(), (torch.randn(300, 6), torch.arange(300) % CLASSES)
+    plain = nn.Sequential(model.a, nn.Tanh(), model.b)
+    with _silent():
+        gram = gradient_gram(model, CROSS_ENTROPY, points, max_memory=2**20)
+    assert_agrees(gram, loop_gram(plain, plain_cross_entropy, points, points))
+
+
+@pytest.mark.parametrize("by", [None, "layer"])
+def test_points_that_are_padding_alone(by):
+    model = Forward(lambda s, x: s.b(s.a(x).mean(1)), a=nn.Embedding(5, 4, padding_idx=0), b=nn.Linear(4, CLASSES))
+    points = torch.zeros(3, 6, dtype=torch.long), torch.arange(3)
+    gram = gradient_gram(model, CROSS_ENTROPY, points, by=by)
+    if by:
+        assert gram["a"].zero.all()
+        gram = gram["b"]
+    assert_agrees(gram, reference_gram(gradients(model, plain_cross_entropy, points)))
+    assert_agrees(
+        gradient_gram(model, CROSS_ENTROPY, points, points), loop_gram(model, plain_cross_entropy, points, points)
+    )
 
 
 @pytest.mark.parametrize("sets", [1, 2])
