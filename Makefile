@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-all chapters clean distclean
+.PHONY: help book test test-all chapters benchmark clean distclean
 
 help:  ## these lines
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -19,8 +19,14 @@ test-all:  ## make test, and what takes long: processes killed at many moments
 chapters:  ## write the notebooks from book/text/ with their outputs (ARGS=01 for one of them)
 	@$(PYTHON) ci/chapters.py $(ARGS)
 
+benchmark:  ## time the Gram matrix against its peers, which are installed into .venv first
+	@$(PYTHON) ci/benchmark.py $(ARGS)
+
 clean:  ## remove the built site, the live pages and caches
 	@$(PYTHON) ci/clean.py
 
-distclean:  ## remove .venv too
+distbenchmark:  ## time the Gram matrix against its peers, which are installed into .venv first
+	@$(PYTHON) ci/benchmark.py $(ARGS)
+
+clean:  ## remove .venv too
 	@$(PYTHON) ci/clean.py --all
