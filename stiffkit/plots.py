@@ -368,6 +368,8 @@ def doses(sets: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
         bottom.set_xlabel("past the gap (%)")
         for ax in (top, bottom):
             ax.axhline(0, color=GREY, linewidth=0.7)
+            ax.dataLim.update_from_data_xy([(0, -0.05), (10, 0.05)], ignore=False)  # where there is no dose at all
+            ax.autoscale_view()
     for ax, kind in zip(np.reshape(axes, (2, -1))[:, 0], ("within", "between"), strict=True):
         ax.set_ylabel(f"{kind} classes, sign")
     handles, labels = np.ravel(axes)[0].get_legend_handles_labels()
