@@ -1200,6 +1200,57 @@ def test_points_made_in_inference_mode(model):
 
 # ------------------------------------------------------------------------------------------------------ larger models
 
+# Networks of others, whole
+
+
+def gpt2():
+    """Tied embeddings, one loss a sequence."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 60, "n_positions": 16}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    tokens = torch.randint(0, 60, (N, 10))
+
+    def loss(output, targets):
+        z = getattr(output, "logits", output)[:, :-1].transpose(1, 2)
+        return F.cross_entropy(z, targets[:, 1:], reduction="none").mean(1)
+
+    return model, loss, ({"input_ids": tokens}, tokens)
+
+
+def vit():
+    """Attention in `nn.MultiheadAttention`, a class token and positions that forward uses itself."""
+    sizes = {"image_size": 16, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "mlp_dim": 32}
+    model = import_torchvision().models.VisionTransformer(**sizes, num_classes=CLASSES)
+    nn.init.normal_(model.heads.head.weight)  # zero as it comes: no gradient would reach the layers below
+    return model, CROSS_ENTROPY, (torch.randn(N, 3, 16, 16), torch.arange(N) % CLASSES)
+
+
+def gru():
+    def forward(s, x):
+        return s.out(s.gru(s.embedding(x))[0][:, -1])
+
+    parts = {"embedding": nn.Embedding(30, 8), "gru": nn.GRU(8, 12, batch_first=True), "out": nn.Linear(12, CLASSES)}
+    return Forward(forward, **parts), CROSS_ENTROPY, (torch.randint(0, 30, (N, 7)), torch.arange(N) % CLASSES)
+
+
+def mobilenet():
+    model = import_torchvision().models.mobilenet_v2(num_classes=CLASSES, width_mult=0.25)
+    return model, CROSS_ENTROPY, (torch.randn(N, 3, 32, 32), torch.arange(N) % CLASSES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [gpt2, vit, gru, mobilenet])
+def test_networks_of_others(network):
+    import_torchvision()  # before transformers, which imports it too
+    torch.manual_seed(0)
+    model, loss, points = network()
+    model.eval()
+    with _silent():
+        gram = gradient_gram(model, loss, points)
+        norms = gradient_norms(model, loss, points)
+    assert_agrees(gram, loop_gram(model, loss, points))
+    torch.testing.assert_close(norms, gram.norms, rtol=1e-5, atol=0)
+
 
 @pytest.mark.slow
 def test_resnet18():
