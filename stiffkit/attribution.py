@@ -146,13 +146,13 @@ def _by_zero(grams: Mapping[str, GradientGram], y: Tensor, parts: dict[str, slic
 def _by_gap(grams: Mapping[str, GradientGram], y: Tensor, train: slice, gap: Tensor) -> xr.Dataset:
     """Pairs of training points within classes by the decile of the first one's logit gap."""
     y, gap = y[train], gap[train]
-    same = (y[:, None] == y).double()
+    same = y[:, None] == y
     decile = torch.empty_like(y)
     decile[gap.argsort(stable=True)] = torch.arange(len(y)) * DECILES // len(y)
     chosen = (decile[:, None] == torch.arange(DECILES)).double()
     found = []
     for gram in grams.values():
-        values = stiffness(gram.block(train, train), "sign").where(same.bool(), torch.nan)
+        values = stiffness(gram.block(train, train), "sign").where(same, torch.nan)
         sums, pairs = values.nan_to_num(0.0).sum(dim=1), (~values.isnan()).double().sum(dim=1)
         found.append((chosen.T @ sums / (chosen.T @ pairs)).tolist())
     return xr.Dataset(

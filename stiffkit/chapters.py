@@ -262,18 +262,20 @@ class NetworkOrArithmetic(Chapter):
     def experiments(self) -> dict[str, list[Experiment]]:
         """For each training loss one experiment a seed; the fused one is always there, as the figures begin with it."""
         losses = dict.fromkeys(["float32", self.training_loss]) if self.training_loss else LOSSES
-        return {loss: self._series(self.dataset, loss=loss, activation=self.activation) for loss in losses}
+        return {loss: self._series(loss, self.activation) for loss in losses}
 
     @property
     def controls(self) -> dict[str, list[Experiment]]:
         """For each activation one experiment a seed, trained with the fused loss: features of one sign and of both."""
-        return {a: self._series(self.dataset, loss="float32", activation=a) for a in ACTIVATIONS}
+        return {activation: self._series("float32", activation) for activation in ACTIVATIONS}
 
-    def _series(self, dataset: str, loss: str, activation: str) -> list[Experiment]:
-        chosen = own_of(dataset) | {k: v for k in ("model", "epochs", "points", "seeds") if (v := getattr(self, k))}
+    def _series(self, loss: str, activation: str) -> list[Experiment]:
+        chosen = own_of(self.dataset) | {
+            k: v for k in ("model", "epochs", "points", "seeds") if (v := getattr(self, k))
+        }
         seeds = chosen.pop("seeds")
         arithmetics = {"arithmetics": ("exact", OWN)} if loss not in ARITHMETICS else {}
-        same = {"dataset": dataset, "learning_rate": self.learning_rate, "schedule": "sparse", "attribution": True}
+        same = {"dataset": self.dataset, "learning_rate": self.learning_rate, "schedule": "sparse", "attribution": True}
         fields = {**same, **chosen, **arithmetics, "loss": loss, "activation": activation}
         return [Experiment.of(**fields, seed=seed) for seed in range(1, seeds + 1)]
 
