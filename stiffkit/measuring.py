@@ -99,21 +99,22 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Switch gradients on; autocast, TF32 and fused inference off. Afterwards restore model, generator and settings."""
     modules = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
     values = [(b, b.clone()) for b in model.buffers()]
-    precisions = [(backend, backend.fp32_precision) for backend in _backends()]
     fastpath = torch.backends.mha.get_fastpath_enabled()
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     autocast = torch.autocast("cuda" if devices else "cpu", enabled=False)
     try:
-        for backend, _ in precisions:
-            backend.fp32_precision = "ieee"
         # nn.TransformerEncoder computes something else at padded positions where it may take its fused path.
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), autocast:
+        with (
+            full_precision(),
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            autocast,
+        ):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for backend, precision in precisions:
-            backend.fp32_precision = precision
         for module, attributes, parameters, buffers in modules:
             vars(module).clear()
             vars(module).update(attributes)
@@ -123,6 +124,19 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Multiply float32 numbers as such, not rounded to TF32 or less; afterwards restore the settings."""
+    before = [(backend, backend.fp32_precision) for backend in _backends()]
+    try:
+        for backend, _ in before:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in before:
+            backend.fp32_precision = precision
 
 
 def _backends() -> list:

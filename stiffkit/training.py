@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stiffkit.losses import cross_entropy_float32
+from stiffkit.measuring import full_precision
 from stiffkit.output_gradients import Loss
 from stiffkit.points import Points
 
@@ -113,7 +114,7 @@ def _train(
     images, seen, total = begin, 0, torch.zeros((), device=targets.device)
     if due[:1] == [0]:
         yield Checkpoint(0, 0.0, float("nan"), False, model, optimizer)
-    for batch in _batches(n, batch_size, seed, begin):
+    for batch in _batches(n, batch_size, seed, begin, targets.device):
         if not due or images >= due[-1]:
             return
         losses = loss(model(inputs[batch]), targets[batch])
@@ -136,15 +137,18 @@ def _is_finite(total: Tensor, model: nn.Module) -> bool:
     return bool(total.isfinite()) and all(bool(p.isfinite().all()) for p in model.parameters())
 
 
-def _batches(n: int, size: int, seed: int, begin: int) -> Iterator[Tensor]:
-    """Endless batches of indices, shuffled anew each epoch, from the one on that follows the images to begin with."""
+def _batches(n: int, size: int, seed: int, begin: int, device: torch.device) -> Iterator[Tensor]:
+    """Endless batches of indices, shuffled anew each epoch, from the one on that follows the images to begin with.
+
+    The order is drawn on the CPU, the same for every device, and moved at once: a GPU would wait for it at each step.
+    """
     generator = torch.Generator().manual_seed(seed)
     epochs, rest = divmod(begin, n)
     for _ in range(epochs):  # brings the generator to where it was
         torch.randperm(n, generator=generator)
     done = ceil(rest / size)
     while True:
-        yield from torch.randperm(n, generator=generator).split(size)[done:]
+        yield from torch.randperm(n, generator=generator).to(device).split(size)[done:]
         done = 0
 
 
@@ -160,11 +164,12 @@ def _due(checkpoints: Sequence[float], unit: str, n: int) -> list[int]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute in one thread, which gives the same numbers bit for bit on one kind of machine, then restore threads."""
+    """Compute in one thread, which gives the same numbers bit for bit on one kind of machine, and without TF32."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with full_precision():
+            yield
     finally:
         torch.set_num_threads(threads)
 

@@ -311,3 +311,36 @@ def test_errors_come_when_called(options, message):
 def test_a_fraction_below_zero_is_negative_too(checkpoints, unit):
     with pytest.raises(ValueError, match="checkpoints"):
         train(*problem(), checkpoints=checkpoints, unit=unit, seed=1)
+
+
+# Devices
+
+
+def test_training_multiplies_in_full_precision_and_the_callers_setting_is_back():
+    conv = torch.backends.cudnn.conv
+    before, seen = conv.fp32_precision, set()
+
+    def loss(outputs, targets):
+        seen.add(conv.fp32_precision)
+        return F.cross_entropy(outputs, targets, reduction="none")
+
+    conv.fp32_precision = "tf32"
+    try:
+        checkpoints = [conv.fp32_precision for _ in train(*problem(), checkpoints=[0, 1], seed=1, loss=loss)]
+    finally:
+        conv.fp32_precision = before
+    assert (seen, set(checkpoints)) == ({"ieee"}, {"tf32"})
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["fc", "cnn_v1"])
+def test_the_first_twenty_steps_are_the_same_on_a_device(name):
+    digits = load("digits")
+    models = {}
+    for device in ("cpu", "cuda"):
+        models[device] = build_model(name, digits, seed=1).to(device)
+        points = tuple(part.to(device) for part in digits.train)
+        list(train(models[device], points, checkpoints=[640], unit="images", seed=1))
+    expected = weights(models["cpu"])
+    assert (weights(models["cuda"]).cpu() - expected).norm() < 1e-4 * expected.norm()
