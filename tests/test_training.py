@@ -334,7 +334,7 @@ def test_training_multiplies_in_full_precision_and_the_callers_setting_is_back()
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("name", ["fc", "cnn_v1"])
+@pytest.mark.parametrize("name", ["fc", "cnn"])
 def test_the_first_twenty_steps_are_the_same_on_a_device(name):
     digits = load("digits")
     models = {}
