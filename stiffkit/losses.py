@@ -206,7 +206,7 @@ def _cross_entropy(
     log_p = _log_softmax(input, dim).movedim(dim, -1)
     if weight is None:
         weight = log_p.new_ones(classes)
-    weight = weight.double()
+    weight = weight.to(log_p)
     if target.is_floating_point():
         soft = target.double().movedim(dim, -1) * (1 - label_smoothing) + label_smoothing / classes
         losses = -(log_p * soft * weight).sum(-1)

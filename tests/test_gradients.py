@@ -482,7 +482,7 @@ EXACT = {
     "class weights": (nn.CrossEntropyLoss(weight=WEIGHT, reduction="none"), lambda t: t * WEIGHT),
     "functional class weights": (lambda z, y: F.cross_entropy(z, y, WEIGHT, reduction="none"), lambda t: t * WEIGHT),
     "nll class weights": (
-        lambda z, y: F.nll_loss(F.log_softmax(z, 1), y, WEIGHT, reduction="none"),
+        lambda z, y: F.nll_loss(F.log_softmax(z, 1), y, WEIGHT.to(z.device), reduction="none"),
         lambda t: t * WEIGHT,
     ),
     "ignored class": (
