@@ -1,12 +1,14 @@
 """Times gradient_gram against its peers, in turn in one process: the Gram matrix of all loss gradients, float32.
 
-python benchmarks/gram.py [--workload NAME ...] [--repeats 5]
+python benchmarks/gram.py [--workload NAME ...] [--repeats 5] [--device cuda] [--growth FILE.svg]
 
-For each candidate the median of the repeats; the memory taken beside model and points (Linux); the largest error of a
-cosine among the first 32 points, against a float64 loop. The floor counts the operations of a forward pass, a backward
-pass to the layers' inputs, per-sample weight gradients where they must exist and half of a Gram product, at the rate
-that this machine multiplies large matrices with. A candidate that refuses a network says so. Opacus and BackPACK take
-part where they are installed: `python ci/benchmark.py` installs them.
+For each candidate the median of the repeats; the memory taken beside model and points (Linux, CUDA); the largest error
+of a cosine among the first 32 points (8 of BERT-base), against a float64 loop. The floor counts the operations of a
+forward pass, a backward pass to the layers' inputs, per-sample weight gradients where they must exist and half of a
+Gram product, at the rate that this machine multiplies large matrices with. A candidate that refuses a network says so,
+and so does one whose gradients of all points do not fit into memory twice. Opacus and BackPACK take part where they are
+installed: `python ci/benchmark.py` installs them. With --growth instead how time grows with the number of points and of
+parameters, as a table and a plot.
 """
 
 import argparse
@@ -17,6 +19,8 @@ import statistics
 import sys
 import time
 import warnings
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -26,8 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stiffkit import gradient_gram
 from stiffkit._torchvision import import_torchvision
+from stiffkit.measuring import free_memory
 
 CHECKED = 32  # points that the float64 loop takes
+REFUSALS = (ImportError, NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError)
 
 
 class Block(nn.Module):
@@ -48,9 +54,10 @@ class Block(nn.Module):
         return torch.relu(y + self.shortcut(x))
 
 
-def fully_connected():
-    layers = [layer for a, b in ((784, 500), (500, 300), (300, 100)) for layer in (nn.Linear(a, b), nn.ReLU())]
-    return nn.Sequential(*layers, nn.Linear(100, 10)), torch.randn(500, 784)
+def fully_connected(n=500, width=1.0):
+    sizes = [784, *(round(width * size) for size in (500, 300, 100))]
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], 10)), torch.randn(n, 784)
 
 
 def convolutional():
@@ -59,18 +66,19 @@ def convolutional():
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10)), torch.randn(500, 3, 32, 32)
 
 
-def resnet20():
+def resnet20(classes=10, n=500):
     layers = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     before = 16
     for channels in (16, 32, 64):
         for k in range(3):
             layers.append(Block(before, channels, 2 if k == 0 and channels > 16 else 1))
             before = channels
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)), torch.randn(500, 3, 32, 32)
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, classes)
+    return nn.Sequential(*layers, *head), torch.randn(n, 3, 32, 32)
 
 
 class Bert(nn.Module):
-    """A BERT of Hugging Face with random weights that returns logits, as all peers want them."""
+    """A BERT of Hugging Face with random weights, called and read so that all peers can take it."""
 
     def __init__(self, layers, width):
         super().__init__()
@@ -83,15 +91,29 @@ class Bert(nn.Module):
         self.bert = BertForSequenceClassification(config)
 
     def forward(self, tokens):
-        return self.bert(input_ids=tokens, attention_mask=torch.ones_like(tokens)).logits
+        n, length = tokens.shape
+        places = torch.arange(length, device=tokens.device).expand(n, length)
+        mask = torch.zeros(n, 1, length, length, device=tokens.device)  # added to scores; none of it is padding
+        ids = {"input_ids": tokens, "position_ids": places, "token_type_ids": torch.zeros_like(tokens)}
+        return self.bert(**ids, attention_mask=mask).logits
+
+
+def bert(layers, width, n):
+    return Bert(layers, width), torch.randint(0, 30_522, (n, 128))
 
 
 WORKLOADS = {
     "FC 784-500-300-100-10, N=500": fully_connected,
     "CNN 16-32-32, N=500": convolutional,
     "ResNet20, N=500": resnet20,
-    "BERT L2 H128 T=128, N=128": lambda: (Bert(2, 128), torch.randint(0, 30_522, (128, 128))),
-    "BERT L4 H256 T=128, N=64": lambda: (Bert(4, 256), torch.randint(0, 30_522, (64, 128))),
+    "ResNet20, 100 classes, N=3000": partial(resnet20, 100, 3000),
+    "BERT L2 H128 T=128, N=128": partial(bert, 2, 128, 128),
+    "BERT L4 H256 T=128, N=64": partial(bert, 4, 256, 64),
+    "BERT-base T=128, N=64": partial(bert, 12, 768, 64),
+}
+GROWTH = {  # points and parameters of a fully-connected network
+    **{f"N={n}": partial(fully_connected, n) for n in (125, 250, 500, 1000, 2000)},
+    **{f"width x {w}": partial(fully_connected, width=w) for w in (0.25, 0.5, 1, 2)},
 }
 
 
@@ -143,37 +165,94 @@ def product(gradients):
 CANDIDATES = {"stiffkit": ours, "loop": loop, "torch.func vmap": vmapped, "Opacus": opacus, "BackPACK": backpack}
 
 
-def main(workload, repeats):
-    torch.manual_seed(0)
+def main(workload, repeats, device, growth):
     warnings.simplefilter("ignore")
-    speed = rate()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, products at {speed:.0f} GF/s, {repeats} repeats"
-    )
+    speed = rate(device)
+    kind = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {kind}, products at {speed:.0f} GF/s, {repeats} repeats")
+    if growth:
+        grown(repeats, device, growth)
+        return
     for name in workload or WORKLOADS:
-        model, x = WORKLOADS[name]()
-        model, y = model.eval(), torch.arange(len(x)) % 3
-        exact = cosines(loop(copy.deepcopy(model).double(), *double(x[:CHECKED], y[:CHECKED])))
-        print(f"\n{name}, {sum(p.numel() for p in model.parameters()):,} parameters; ", end="")
-        print(f"floor {floor(model, x) / speed / 1e9:.3f} s\n")
+        model, x, y = built(WORKLOADS[name], device)
+        print(f"\n{name}, {parameters(model):,} parameters; floor {floor(model, x) / speed / 1e9:.3g} s\n")
         print("| candidate | median s | MB | stiffkit is faster by | error |\n|---|---|---|---|---|")
-        found, memory, errors = {}, {}, {}
-        for candidate, gram in CANDIDATES.items():
-            try:
-                error = (cosines(gram(model, x, y))[:CHECKED, :CHECKED] - exact).abs().max()
-                errors[candidate], memory[candidate] = float(error), taken(gram, model, x, y)
-                found[candidate] = []
-            except (ImportError, NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError) as refusal:
-                print(f"| {candidate} | refuses: {str(refusal).strip().splitlines()[0][:60]} | | | |")
-        for _ in range(repeats):
-            for candidate in found:
-                start = time.perf_counter()
-                CANDIDATES[candidate](model, x, y)
-                found[candidate].append(time.perf_counter() - start)
+        checked = CHECKED if parameters(model) < 1e8 else 8
+        exact = cosines(loop(copy.deepcopy(model).double(), *double(x[:checked], y[:checked])))
+        rows, found = {}, timed(model, x, y, repeats)
         for candidate, seconds in found.items():
-            median, own = statistics.median(seconds), statistics.median(found["stiffkit"])
-            numbers = f"{median:.3f} | {memory[candidate]:.0f} | {median / own:.1f} | {errors[candidate]:.0e}"
-            print(f"| {candidate} | {numbers} |", flush=True)
+            if isinstance(seconds, str):
+                print(f"| {candidate} | {seconds} | | | |", flush=True)
+                continue
+            gram = CANDIDATES[candidate]
+            error = float((cosines(gram(model, x, y))[:checked, :checked] - exact).abs().max())
+            rows[candidate] = f"{taken(gram, device, model, x, y):.0f}", f"{error:.0e}"
+        for candidate, (memory, error) in rows.items():
+            ratio = found[candidate] / found["stiffkit"]
+            print(f"| {candidate} | {found[candidate]:.3g} | {memory} | {ratio:.2g} | {error} |", flush=True)
+
+
+def built(workload, device):
+    torch.manual_seed(0)
+    model, x = workload()
+    return model.eval().to(device), x.to(device), torch.arange(len(x), device=device) % 3
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def timed(model, x, y, repeats):
+    """The median seconds of each candidate, or why there are none."""
+    free, whole = free_memory(x.device), 4 * len(x) * parameters(model)
+    found = {}
+    for candidate, gram in CANDIDATES.items():
+        if candidate != "stiffkit" and 2 * whole > free:
+            found[candidate] = f"would take {2 * whole / 1e9:.0f} GB"
+            continue
+        try:
+            gram(model, x, y)
+            found[candidate] = []
+        except REFUSALS as refusal:
+            found[candidate] = f"refuses: {str(refusal).strip().splitlines()[0][:60]}"
+    for _ in range(repeats):
+        for candidate, seconds in found.items():
+            if isinstance(seconds, list):
+                start = now(x.device.type)
+                CANDIDATES[candidate](model, x, y)
+                seconds.append(now(x.device.type) - start)
+    return {c: statistics.median(seconds) if isinstance(seconds, list) else seconds for c, seconds in found.items()}
+
+
+def grown(repeats, device, path):
+    """How time grows with points and parameters."""
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    rows = []
+    for workload in GROWTH.values():
+        model, x, y = built(workload, device)
+        found = {c: s for c, s in timed(model, x, y, repeats).items() if not isinstance(s, str)}
+        rows.append({"points": len(x), "parameters": parameters(model), **found})
+    table = pd.DataFrame(rows)
+    print(table.to_markdown(index=False, floatfmt=".3g"), flush=True)
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    reference = table.iloc[list(GROWTH).index("width x 1")]
+    for ax, along, other in zip(axes, ("points", "parameters"), ("parameters", "points"), strict=True):
+        part = table[table[other] == reference[other]].drop_duplicates(along).sort_values(along)
+        for candidate in CANDIDATES:
+            if candidate in part:
+                ax.loglog(part[along], part[candidate], "o-", label=candidate)
+        ax.set_xlabel(along)
+    axes[0].set_ylabel("seconds")
+    axes[0].legend(frameon=False)
+    figure.savefig(path)
+
+
+def now(device):
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def double(x, y):
@@ -182,16 +261,18 @@ def double(x, y):
 
 def cosines(K):
     norms = K.diagonal().sqrt()
-    return K.double() / norms[:, None] / norms
+    return (K.double() / norms[:, None] / norms).cpu()
 
 
-def rate():
+def rate(device):
     """Operations a second in units of 1e9, of a product of large matrices."""
-    a = torch.randn(2048, 2048)
-    start = time.perf_counter()
+    size = 8192 if device == "cuda" else 2048
+    a = torch.randn(size, size, device=device)
+    a @ a
+    start = now(device)
     for _ in range(10):
         a @ a
-    return 10 * 2 * 2048**3 / (time.perf_counter() - start) / 1e9
+    return 10 * 2 * size**3 / (now(device) - start) / 1e9
 
 
 def floor(model, x):
@@ -211,11 +292,16 @@ def floor(model, x):
     return total
 
 
-def taken(gram, *arguments):
+def taken(gram, device, *arguments):
     """The most memory in MB that a call takes beside what is there; not a number where the system does not tell."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        gram(*arguments)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     if not sys.platform.startswith("linux"):
         return float("nan")
-    gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier candidates freed
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -232,4 +318,6 @@ if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--workload", nargs="*", choices=WORKLOADS)
     options.add_argument("--repeats", type=int, default=5)
+    options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    options.add_argument("--growth", metavar="FILE.svg")
     main(**vars(options.parse_args()))

@@ -16,7 +16,7 @@ from stiffkit.signals import Layers, Signals, UncertainError, certain_layers, si
 
 SLICE_BYTES = 64 * 2**20  # the most that the per-sample gradients of one slice of a layer take
 PASS_BYTES = 8 * 2**20  # that the points of one forward pass save for its backward pass, which then stay in the cache,
-LEAST, MOST = 64, 256  # but as many points at least, where memory allows, and at most
+LEAST, MOST = 32, 256  # but as many points at least, where memory allows, and at most; the most on a GPU
 
 Index = slice | Iterable[int] | Tensor
 Parts = dict[str, Products]  # by layer
@@ -184,7 +184,7 @@ def unit_squares(model: nn.Module, loss: Loss, points: PointSet, memory: int) ->
     layers = certain_layers(model, loss, points)
     while True:
         try:
-            size = _points_in_a_pass(layers.passing + layers.kept, memory)
+            size = _points_in_a_pass(layers.passing + layers.kept, memory, points.device)
             found = [
                 _squares_of(layers, signals(model, layers, loss, _part(points, numbers), len(numbers)), numbers.start)
                 for numbers in batches(len(points), size)
@@ -236,7 +236,7 @@ def _by_layers(
     same = rows is columns
     parts: Parts = {name: _zeros(rows, columns) for name in (layers.modules if by else [""])}
     scales = tuple(torch.zeros(len(s), dtype=torch.float64, device=s.device) for s in (rows, columns))
-    batch = _points_in_a_pass(layers.passing, memory)
+    batch = _points_in_a_pass(layers.passing, memory, rows.device)
     block = int(max(1, memory / 4 / max(layers.kept, 1)))
     slice_bytes = max(1, min(SLICE_BYTES, memory // 8))
     for i in batches(len(rows), block):
@@ -255,9 +255,9 @@ def _by_layers(
     return parts, scales
 
 
-def _points_in_a_pass(each: float, memory: int) -> int:
+def _points_in_a_pass(each: float, memory: int, device: torch.device) -> int:
     """As many as fit into the cache, each saving so many bytes, but between bounds; fewer where memory is short."""
-    usual = min(MOST, max(LEAST, PASS_BYTES // max(each, 1)))
+    usual = min(MOST, max(LEAST, PASS_BYTES // max(each, 1))) if device.type == "cpu" else MOST
     return int(max(1, min(usual, memory // 4 // max(each, 1))))
 
 

@@ -6,12 +6,14 @@ an image, the gradient of sample i is
 * of a linear layer $\sum_t b_{it} a_{it}^\top$, and $\sum_t b_{it}$ of its bias; with one position the inner products
   are $(a_i\cdot a_j + 1)\,(b_i\cdot b_j)$, so that the gradients, rows x columns numbers a sample, are never formed;
 * of a convolution the same, with the patch that each position sees in place of $a_{it}$;
-* of an embedding $\sum_{t:\,a_{it} = k} b_{it}$ for every token k;
+* of an embedding $\sum_{t:\,a_{it} = k} b_{it}$ for every token k; the inner products are sums over the tokens that
+  both samples have, and again no gradient is formed whole;
 * of a normalisation $\sum_t b_{it} \odot \hat x_{it}$ for the gain, $\hat x$ the normalised input, and
   $\sum_t b_{it}$ for the shift.
 """
 
 from collections.abc import Callable, Iterator
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,9 @@ from torch import Tensor, nn
 
 COLUMNS = 65_536  # the longest float32 sum; longer ones are added in float64 (a sum over 1e8 columns would err by 3e-2)
 ROWS = 128  # rows at a time in a product of a set with itself, of which the lower triangle is left out
-PATCH_BYTES = 2**24  # of the patches of as many images as are multiplied at a time
+PATCH_BYTES = 2**22  # of the patches of as many images as are multiplied at a time, to stay in the cache
+PATCH_BYTES_OF_GPU = 2**28
+SHORT = 32  # numbers: rows of a kernel that are shorter are multiplied together
 
 Signal = tuple[Tensor, Tensor]  # a layer's input a and output gradient b, samples first
 Products = tuple[Tensor, Tensor, Tensor]  # inner products (n, m) and squared norms (n,) and (m,), float64
@@ -28,7 +32,8 @@ Products = tuple[Tensor, Tensor, Tensor]  # inner products (n, m) and squared no
 def is_plain(module: nn.Module) -> bool:
     """Whether this module knows the gradient of the layer: of its very type, without hooks or a forward of its own."""
     hooked = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) in GRADIENTS and not hooked and "forward" not in vars(module)
+    known = type(module) is nn.Embedding or type(module) in GRADIENTS
+    return known and not hooked and "forward" not in vars(module)
 
 
 def has_shape(module: nn.Module, a: Tensor, n: int) -> bool:
@@ -77,20 +82,24 @@ def _linear(module: nn.Linear, a: Tensor, b: Tensor, columns: int) -> Iterator[T
 
 
 def _convolution(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
+    """Numbered by output channel, place in the kernel, input channel: no product of gradients depends on the order."""
     if _trains(module, "bias"):
         yield b.flatten(2).sum(dim=2)
     if not _trains(module, "weight"):
         return
-    kernel, groups = module.weight[0, 0].numel(), module.groups
-    a = _padded(module, a)
-    for a_group, b_group in zip(a.chunk(groups, 1), b.chunk(groups, 1), strict=True):
-        for part in slices(a_group.shape[1], columns // (b_group.shape[1] * kernel)):
-            channels = a_group[:, part]
-            patch = channels.shape[1] * kernel
-            found = a.new_empty(len(a), b_group.shape[1], patch)
-            images = max(1, PATCH_BYTES // (patch * b[0, 0].numel() * a.element_size()))
+    axes = list(zip(module.kernel_size, module.stride, module.dilation, strict=True))
+    a, b = _padded(module, a).movedim(1, -1), b.movedim(1, -1)
+    if a.shape[-1] // module.groups * prod(module.kernel_size[1:]) < SHORT:
+        a, b, axes = a.unsqueeze(1), b.unsqueeze(1), [(1, 1, 1), *axes]
+    kernel = prod(size for size, *_ in axes)
+    for a_group, b_group in zip(a.chunk(module.groups, -1), b.chunk(module.groups, -1), strict=True):
+        for part in slices(a_group.shape[-1], columns // (b_group.shape[-1] * kernel)):
+            channels = a_group[..., part]
+            found = a.new_empty(len(a), b_group.shape[-1], axes[0][0], kernel // axes[0][0] * channels.shape[-1])
+            each = found[0, 0, 0].numel() * b[0, ..., 0].numel() * a.element_size()
+            images = max(1, (PATCH_BYTES if a.device.type == "cpu" else PATCH_BYTES_OF_GPU) // each)
             for g, x, y in zip(*(tensor.split(images) for tensor in (found, channels, b_group)), strict=True):
-                torch.bmm(y.flatten(2), _patches(module, x, y).mT, out=g)
+                _by_kernel_rows(g, x.contiguous(), y.flatten(1, -2).mT, y.shape[1:-1], axes)
             yield found.flatten(1)
 
 
@@ -100,14 +109,23 @@ def _padded(module: nn.Module, a: Tensor) -> Tensor:
     return F.pad(a, around, mode=mode) if any(around) else a
 
 
-def _patches(module: nn.Module, a: Tensor, b: Tensor) -> Tensor:
-    """What each weight sees at each output position, (n, channels x kernel, positions)."""
-    image, channel, *along = a.stride()
-    steps = [d * s for d, s in zip(module.dilation, along, strict=True)]
-    strides = [d * s for d, s in zip(module.stride, along, strict=True)]
-    shape = (*a.shape[:2], *module.kernel_size, *b.shape[2:])
-    windows = a.as_strided(shape, (image, channel, *steps, *strides), a.storage_offset())
-    return windows.reshape(len(a), -1, b[0, 0].numel())
+def _by_kernel_rows(
+    found: Tensor, a: Tensor, b: Tensor, positions: torch.Size, axes: list[tuple[int, int, int]]
+) -> None:
+    """Fill in the gradients (n, outputs, kernel rows, rest) of inputs (n, ..., channels), b being (n, outputs, t).
+
+    Patches are unfolded along all axes but the first, along which the rows of the kernel are shifted views.
+    """
+    image, row, *along, channel = a.stride()
+    (size, stride, dilation), *others = axes
+    steps = [s * k for s, (_, k, _) in zip(along, others, strict=True)]
+    within = [s * d for s, (_, _, d) in zip(along, others, strict=True)]
+    shape = (*a.shape[:2], *positions[1:], *(k for k, _, _ in others), a.shape[-1])
+    windows = a.as_strided(shape, (image, row, *steps, *within, channel), a.storage_offset())
+    windows = windows.reshape(*a.shape[:2], prod(positions[1:]), -1)
+    for k in range(size):
+        rows = windows[:, k * dilation :: stride][:, : positions[0]]
+        found[:, :, k] = torch.bmm(b, rows.flatten(1, 2))
 
 
 def _normalisation(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
@@ -133,28 +151,6 @@ def _normalised(module: nn.Module, a: Tensor) -> Tensor:
     return F.batch_norm(a, module.running_mean, module.running_var, eps=module.eps)
 
 
-def _embedding(module: nn.Embedding, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
-    """The rows of the tokens that occur, in their order: two sets have to be given together."""
-    tokens, place = _tokens(module, a)
-    if not len(tokens):
-        yield b.new_zeros(len(b), 1)
-    for part in slices(len(tokens), columns // module.embedding_dim):
-        chosen = (place >= part.start) & (place < part.stop)
-        found = b.new_zeros(len(b), min(part.stop, len(tokens)) - part.start, module.embedding_dim)
-        samples = torch.arange(len(b), device=b.device)[:, None].expand_as(chosen)[chosen]
-        yield found.index_put_((samples, place[chosen] - part.start), b[chosen], accumulate=True).flatten(1)
-
-
-def _tokens(module: nn.Embedding, a: Tensor) -> tuple[Tensor, Tensor]:
-    """The tokens that occur, but for the padding's, and the place of each among them; -1 for padding."""
-    tokens, place = a[:, :, 0].unique(return_inverse=True)
-    if module.padding_idx is not None and bool((hit := tokens == module.padding_idx).any()):
-        at = int(hit.nonzero())
-        place = torch.where(place == at, -1, place - (place > at).long())
-        tokens = tokens[~hit]
-    return tokens, place
-
-
 def _trains(module: nn.Module, name: str) -> bool:
     parameter = getattr(module, name, None)
     return parameter is not None and parameter.requires_grad
@@ -163,7 +159,6 @@ def _trains(module: nn.Module, name: str) -> bool:
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 GRADIENTS: dict[type, Callable[[nn.Module, Tensor, Tensor, int], Iterator[Tensor]]] = {
     nn.Linear: _linear,
-    nn.Embedding: _embedding,
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     **dict.fromkeys(
         (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _normalisation
@@ -175,8 +170,8 @@ def layer_products(module: nn.Module, rows: Signal, columns: Signal, slice_bytes
     """One layer's inner products and squared norms from its signals; gradients are formed `slice_bytes` at a time."""
     if isinstance(module, nn.Linear) and rows[0].shape[1] == columns[0].shape[1] == 1:
         return _vectors(module, rows, columns)
-    if isinstance(module, nn.Embedding) and rows is not columns:
-        return _of_two_sets(module, rows, columns, slice_bytes)
+    if isinstance(module, nn.Embedding):
+        return _embedding_products(module, rows, columns, slice_bytes)
     step = slice_bytes // (max(len(rows[0]), len(columns[0])) * rows[1].element_size())
     sets = [rows] if rows is columns else [rows, columns]
     return summed(zip(*(gradients(module, a, b, step) for a, b in sets), strict=True))
@@ -190,6 +185,12 @@ def layer_squares(module: nn.Module, a: Tensor, b: Tensor, slice_bytes: int) -> 
             pairs = torch.bmm(a, a.mT) if _trains(module, "weight") else a.new_zeros(len(a), positions, positions)
             pairs += float(_trains(module, "bias"))
             return (pairs * torch.bmm(b, b.mT)).flatten(1).double().sum(dim=1)
+    if isinstance(module, nn.Embedding):
+        b, size = _at_size_one(b.flatten(1)), b.shape
+        samples, _, values = _rows_of_tokens(module, a, b[0].view(size))
+        squares = torch.zeros(len(a), dtype=torch.float64, device=values.device)
+        squares.index_add_(0, samples, values.square().sum(dim=1).double())
+        return squares if b[1] is None else squares * b[1].square()
     return sum(squared_norms(g) for g in gradients(module, a, b, slice_bytes // (len(a) * b.element_size())))
 
 
@@ -220,13 +221,54 @@ def _vectors(module: nn.Linear, rows: Signal, columns: Signal) -> Products:
     )
 
 
-def _of_two_sets(module: nn.Embedding, rows: Signal, columns: Signal, slice_bytes: int) -> Products:
-    """An embedding's products of two sets, as a block of those of both together: they share the list of tokens."""
+def _embedding_products(module: nn.Embedding, rows: Signal, columns: Signal, slice_bytes: int) -> Products:
+    """Those of two sets are a block of those of both together."""
     n = len(rows[0])
+    if rows is columns:
+        dot = _embedding_gram(module, *rows, slice_bytes)
+        return dot, dot.diagonal(), dot.diagonal()
     longest = max(rows[0].shape[1], columns[0].shape[1])
-    both = tuple(torch.cat([padded(x, longest), padded(y, longest)]) for x, y in zip(rows, columns, strict=True))
-    step = slice_bytes // (len(both[0]) * both[1].element_size())
-    return summed((g[:n], g[n:]) for g in gradients(module, *both, step))
+    both = (torch.cat([padded(x, longest), padded(y, longest)]) for x, y in zip(rows, columns, strict=True))
+    dot = _embedding_gram(module, *both, slice_bytes)
+    return dot[:n, n:], dot.diagonal()[:n], dot.diagonal()[n:]
+
+
+def _embedding_gram(module: nn.Embedding, a: Tensor, b: Tensor, slice_bytes: int) -> Tensor:
+    """Token by token: two samples have only those rows in common whose tokens both of them have."""
+    n, (flat, size) = len(a), _at_size_one(b.flatten(1))
+    samples, tokens, values = _rows_of_tokens(module, a, flat.view(b.shape))
+    _, counts = tokens.unique_consecutive(return_counts=True)
+    ends, total = counts.cumsum(0), torch.zeros(n * n, dtype=torch.float64, device=b.device)
+    for k in range((n - 1).bit_length() + 1):  # tokens that at most 2^k samples have, and more than half as many
+        most = 2**k
+        chosen = (counts <= most) & (2 * counts > most)
+        for end, count in zip(*(x[chosen].split(_at_once(most, b, slice_bytes)) for x in (ends, counts)), strict=True):
+            place = torch.arange(most, device=b.device)
+            there = place < count[:, None]
+            place = torch.where(there, (end - count)[:, None] + place, 0)
+            found = values[place] * there[:, :, None]
+            who = samples[place]
+            pairs = (n * who[:, :, None] + who[:, None]).flatten()
+            total.index_add_(0, pairs, torch.bmm(found, found.mT).double().flatten())
+    total = total.view(n, n)
+    return total if size is None else total * size[:, None] * size
+
+
+def _at_once(most: int, b: Tensor, slice_bytes: int) -> int:
+    """How many tokens that so many samples have are multiplied at a time."""
+    return max(1, slice_bytes // (most * (most * 24 + b.shape[2] * b.element_size())))
+
+
+def _rows_of_tokens(module: nn.Embedding, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of an embedding's gradients that are not zero: whose sample's, for which token, and the row itself.
+
+    One for each token of each sample, but for the padding's, in the order of the tokens.
+    """
+    n, tokens = len(a), a[:, :, 0].long()
+    kept = tokens != (-1 if module.padding_idx is None else module.padding_idx)
+    keys = (n * tokens + torch.arange(n, device=a.device)[:, None])[kept]
+    keys, place = keys.unique(return_inverse=True)
+    return keys % n, keys // n, b.new_zeros(len(keys), b.shape[2]).index_add_(0, place, b[kept])
 
 
 def padded(x: Tensor, positions: int) -> Tensor:

@@ -25,12 +25,16 @@ class PointSet:
     def __len__(self) -> int:
         return self.n
 
-    def take(self, index: slice | list[int]) -> "PointSet":
-        """Some of the points."""
+    def take(self, index: slice | list[int], images: torch.memory_format = torch.preserve_format) -> "PointSet":
+        """Some of the points; inputs of four dimensions in the memory format of `images`."""
         number = len(range(self.n)[index]) if isinstance(index, slice) else len(index)
-        # A slice of a tensor is a view: copied, because a forward pass may work on its input in place.
-        inputs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, _take(self.inputs, index))
-        return PointSet(inputs, _take(self.targets, index), number, self.device)
+
+        def copied(x: Any) -> Any:  # a slice is a view, and a forward pass may work on its input in place
+            if not isinstance(x, Tensor):
+                return x
+            return x.clone(memory_format=images if x.ndim == 4 else torch.preserve_format)
+
+        return PointSet(tree_map(copied, _take(self.inputs, index)), _take(self.targets, index), number, self.device)
 
 
 def check_points(points: Points, name: str, device: torch.device) -> PointSet:

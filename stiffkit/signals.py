@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -45,6 +45,7 @@ class Layers:
         width: of that matrix.
         kept: bytes that are kept of a point.
         passing: bytes that a forward pass saves of a point for its backward pass.
+        images: the memory format of inputs of four dimensions.
 
     """
 
@@ -53,6 +54,7 @@ class Layers:
     width: int
     kept: float
     passing: float
+    images: torch.memory_format = torch.preserve_format
 
     def without(self, names: set[str]) -> "Layers":
         """The other layers; the matrix of gradients is as wide as before."""
@@ -75,11 +77,20 @@ def certain_layers(model: nn.Module, loss: Loss, points: PointSet) -> Layers:
     Certain is a layer that is known, is used once, by a plain call, has its parameters for itself, and whose recorded
     gradients sum up, with random weights on the points, to what autograd gives.
     """
-    some = points.take(sorted({round(k * (len(points) - 1) / (PROBE - 1)) for k in range(PROBE)}))
+    some = sorted({round(k * (len(points) - 1) / (PROBE - 1)) for k in range(PROBE)})
+    if points.device.type == "cpu" and any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        # Convolutions and poolings of a processor are quicker so; a model that takes images apart may not know it.
+        with suppress(Exception):
+            found = _certain(model, loss, points.take(some, torch.channels_last))
+            return replace(found, images=torch.channels_last)
+    return _certain(model, loss, points.take(some))
+
+
+def _certain(model: nn.Module, loss: Loss, points: PointSet) -> Layers:
     modules = _candidates(model)
     while True:
         try:
-            return _probe(model, modules, loss, some)
+            return _probe(model, modules, loss, points)
         except UncertainError as error:
             modules = {name: module for name, module in modules.items() if name not in error.names}
         except Exception:  # an embedding that was looked up once for all samples may be wanted just once
@@ -163,7 +174,7 @@ def signals(model: nn.Module, layers: Layers, loss: Loss, points: PointSet, batc
     gradients = torch.empty(len(points), 0)
     for numbers in batches(len(points), batch_size):
         part = slice(numbers.start, numbers.stop)
-        batch = points.take(part)
+        batch = points.take(part, layers.images)
         with _Calls(layers.modules, len(batch)) as calls, nullcontext() if layers.modules else torch.no_grad():
             outputs = call(model, batch.inputs)
         found.append(output_gradients(outputs, loss, batch))
@@ -180,7 +191,7 @@ def signals(model: nn.Module, layers: Layers, loss: Loss, points: PointSet, batc
             _fill(gradients[part, layers.columns[name]], of_layers.gradients(layers.modules[name], a, b, 2**62))
     # A model may write the next batch into the memory of the last one.
     _Calls.refuse(name for name, a, version in versions if a._version != version)
-    joined = {name: _joined(layers.modules[name], parts) for name, parts in pieces.items()}
+    joined = {name: _joined(layers.modules[name], pieces.pop(name)) for name in list(pieces)}
     return Signals(gradients, joined, OutputGradients.joined(found))
 
 
