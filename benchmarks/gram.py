@@ -2,13 +2,13 @@
 
 python benchmarks/gram.py [--workload NAME ...] [--repeats 5] [--device cuda] [--growth FILE.svg]
 
-For each candidate the median of the repeats; the memory taken beside model and points (Linux, CUDA); the largest error
-of a cosine among the first 32 points (8 of BERT-base), against a float64 loop. The floor counts the operations of a
-forward pass, a backward pass to the layers' inputs, per-sample weight gradients where they must exist and half of a
-Gram product, at the rate that this machine multiplies large matrices with. A candidate that refuses a network says so,
-and so does one whose gradients of all points do not fit into memory twice. Opacus and BackPACK take part where they are
-installed: `python ci/benchmark.py` installs them. With --growth instead how time grows with the number of points and of
-parameters, as a table and a plot.
+For each candidate the median of the repeats, or one time where that is longer than 10 s; the memory taken beside model
+and points (Linux, CUDA); the largest error of a cosine among the first 32 points (8 of BERT-base), against a float64
+loop. The floor counts the operations of a forward pass, a backward pass to the layers' inputs, per-sample weight
+gradients where they must exist and half of a Gram product, at the rate that this machine multiplies large matrices
+with. A candidate that refuses a network says so, and so does one whose gradients of all points do not fit into memory
+twice. No TF32. Opacus and BackPACK take part where they are installed: `python ci/benchmark.py` installs them. With
+--growth instead how time grows with the number of points and of parameters, as a table and a plot.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from stiffkit._torchvision import import_torchvision
 from stiffkit.measuring import free_memory
 
 CHECKED = 32  # points that the float64 loop takes
+LONG = 10.0  # seconds: what takes longer is timed once
 REFUSALS = (ImportError, NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError)
 
 
@@ -167,6 +168,7 @@ CANDIDATES = {"stiffkit": ours, "loop": loop, "torch.func vmap": vmapped, "Opacu
 
 def main(workload, repeats, device, growth):
     warnings.simplefilter("ignore")
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     speed = rate(device)
     kind = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {kind}, products at {speed:.0f} GF/s, {repeats} repeats")
@@ -177,19 +179,10 @@ def main(workload, repeats, device, growth):
         model, x, y = built(WORKLOADS[name], device)
         print(f"\n{name}, {parameters(model):,} parameters; floor {floor(model, x) / speed / 1e9:.3g} s\n")
         print("| candidate | median s | MB | stiffkit is faster by | error |\n|---|---|---|---|---|")
-        checked = CHECKED if parameters(model) < 1e8 else 8
-        exact = cosines(loop(copy.deepcopy(model).double(), *double(x[:checked], y[:checked])))
-        rows, found = {}, timed(model, x, y, repeats)
-        for candidate, seconds in found.items():
-            if isinstance(seconds, str):
-                print(f"| {candidate} | {seconds} | | | |", flush=True)
-                continue
-            gram = CANDIDATES[candidate]
-            error = float((cosines(gram(model, x, y))[:checked, :checked] - exact).abs().max())
-            rows[candidate] = f"{taken(gram, device, model, x, y):.0f}", f"{error:.0e}"
-        for candidate, (memory, error) in rows.items():
-            ratio = found[candidate] / found["stiffkit"]
-            print(f"| {candidate} | {found[candidate]:.3g} | {memory} | {ratio:.2g} | {error} |", flush=True)
+        found = timed(model, x, y, repeats, CHECKED if parameters(model) < 1e8 else 8)
+        for candidate, (seconds, memory, error) in found.items():
+            numbers = f"{seconds:.3g} | {memory:.0f} | {seconds / found['stiffkit'][0]:.2g} | {error:.0e}"
+            print(f"| {candidate} | {numbers} |", flush=True)
 
 
 def built(workload, device):
@@ -202,26 +195,33 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-def timed(model, x, y, repeats):
-    """The median seconds of each candidate, or why there are none."""
-    free, whole = free_memory(x.device), 4 * len(x) * parameters(model)
-    found = {}
+def timed(model, x, y, repeats, checked=0):
+    """The median seconds of each candidate, its memory in MB and its error; those that do not take part say why."""
+    free, whole, device = free_memory(x.device), 4 * len(x) * parameters(model), x.device.type
+    exact = cosines(loop(copy.deepcopy(model).double(), *double(x[:checked], y[:checked]))) if checked else None
+    seconds, others = {}, {}
     for candidate, gram in CANDIDATES.items():
         if candidate != "stiffkit" and 2 * whole > free:
-            found[candidate] = f"would take {2 * whole / 1e9:.0f} GB"
+            print(f"| {candidate} | would take {2 * whole / 1e9:.0f} GB | | | |")
             continue
         try:
-            gram(model, x, y)
-            found[candidate] = []
+            start = now(device)
+            K, memory = taken(gram, device, model, x, y)
+            seconds[candidate] = [now(device) - start]
         except REFUSALS as refusal:
-            found[candidate] = f"refuses: {str(refusal).strip().splitlines()[0][:60]}"
+            print(f"| {candidate} | refuses: {str(refusal).strip().splitlines()[0][:60]} | | | |")
+            continue
+        error = float((cosines(K)[:checked, :checked] - exact).abs().max()) if checked else float("nan")
+        others[candidate] = memory, error
     for _ in range(repeats):
-        for candidate, seconds in found.items():
-            if isinstance(seconds, list):
-                start = now(x.device.type)
-                CANDIDATES[candidate](model, x, y)
-                seconds.append(now(x.device.type) - start)
-    return {c: statistics.median(seconds) if isinstance(seconds, list) else seconds for c, seconds in found.items()}
+        for candidate, found in seconds.items():
+            if found[0] > LONG:
+                continue
+            start = now(device)
+            CANDIDATES[candidate](model, x, y)
+            found.append(now(device) - start)
+    medians = {c: statistics.median(found[1:] or found) for c, found in seconds.items()}  # the first was to warm up
+    return {candidate: (median, *others[candidate]) for candidate, median in medians.items()}
 
 
 def grown(repeats, device, path):
@@ -232,7 +232,7 @@ def grown(repeats, device, path):
     rows = []
     for workload in GROWTH.values():
         model, x, y = built(workload, device)
-        found = {c: s for c, s in timed(model, x, y, repeats).items() if not isinstance(s, str)}
+        found = {candidate: median for candidate, (median, *_) in timed(model, x, y, repeats).items()}
         rows.append({"points": len(x), "parameters": parameters(model), **found})
     table = pd.DataFrame(rows)
     print(table.to_markdown(index=False, floatfmt=".3g"), flush=True)
@@ -293,20 +293,18 @@ def floor(model, x):
 
 
 def taken(gram, device, *arguments):
-    """The most memory in MB that a call takes beside what is there; not a number where the system does not tell."""
+    """A Gram matrix, and the most memory in MB that it took beside what is there, where the system tells."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        gram(*arguments)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return gram(*arguments), (torch.cuda.max_memory_allocated() - before) / 2**20
     if not sys.platform.startswith("linux"):
-        return float("nan")
+        return gram(*arguments), float("nan")
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier candidates freed
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    gram(*arguments)
-    return (status("VmHWM") - before) / 1024
+    return gram(*arguments), (status("VmHWM") - before) / 1024
 
 
 def status(name):
