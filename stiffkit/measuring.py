@@ -99,12 +99,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Switch gradients on; autocast, TF32 and fused inference off. Afterwards restore model, generator and settings."""
     modules = [(m, dict(vars(m)), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
     values = [(b, b.clone()) for b in model.buffers()]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
+    fastpath, cudnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.cudnn.enabled
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     autocast = torch.autocast("cuda" if devices else "cpu", enabled=False)
     try:
         # nn.TransformerEncoder computes something else at padded positions where it may take its fused path.
         torch.backends.mha.set_fastpath_enabled(False)
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):  # which cuDNN differentiates in train mode alone
+            torch.backends.cudnn.enabled = False
         with (
             full_precision(),
             torch.random.fork_rng(devices),
@@ -115,6 +117,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+        torch.backends.cudnn.enabled = cudnn
         for module, attributes, parameters, buffers in modules:
             vars(module).clear()
             vars(module).update(attributes)

@@ -443,7 +443,7 @@ MODELS = {
     ),
     "positions looked up once": Case(
         lambda: Forward(
-            lambda s, x: s.c((s.a(x) + s.b(torch.arange(6)[None])).tanh()[:, 2]),
+            lambda s, x: s.c((s.a(x) + s.b(torch.arange(6, device=x.device)[None])).tanh()[:, 2]),
             a=nn.Embedding(11, 5, padding_idx=3),
             b=nn.Embedding(6, 5),
             c=nn.Linear(5, CLASSES),
@@ -452,7 +452,7 @@ MODELS = {
     ),
     "positions without a batch": Case(
         lambda: Forward(
-            lambda s, x: s.c((s.a(x) + s.b(torch.arange(6)[None]).view(6, 5)).tanh().flatten(1)),
+            lambda s, x: s.c((s.a(x) + s.b(torch.arange(6, device=x.device)[None]).view(6, 5)).tanh().flatten(1)),
             a=nn.Embedding(11, 5),
             b=nn.Embedding(6, 5),
             c=nn.Linear(30, CLASSES),

@@ -1272,6 +1272,21 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"
 
 @cuda
 @pytest.mark.cuda
+@pytest.mark.parametrize("network", [gpt2, vit, gru, mobilenet])
+def test_cuda_networks_of_others(network):
+    """In eval mode, in which cuDNN refuses a backward pass through recurrent layers."""
+    import_torchvision()
+    torch.manual_seed(0)
+    model, loss, points = network()
+    expected = loop_gram(model.eval(), loss, points)
+    with _silent():
+        gram = gradient_gram(model.to("cuda"), loss, to(points, "cuda"))
+    assert torch.backends.cudnn.enabled
+    assert_agrees(gram, expected)
+
+
+@cuda
+@pytest.mark.cuda
 @pytest.mark.parametrize("model", MODELS)
 def test_cuda_equals_the_loop(model):
     need(model)
