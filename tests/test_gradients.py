@@ -476,7 +476,7 @@ EXACT = {
         lambda t: t,
     ),
     "divergence": (
-        lambda z, y: F.kl_div(F.log_softmax(z, 1), one_hot(y), reduction="none").sum(1),
+        lambda z, y: F.kl_div(F.log_softmax(z, 1), one_hot(y.cpu()).to(z.device), reduction="none").sum(1),
         lambda t: t,
     ),
     "class weights": (nn.CrossEntropyLoss(weight=WEIGHT, reduction="none"), lambda t: t * WEIGHT),
