@@ -4,13 +4,13 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from stiffkit.gradients import GradientGram, unit_squares
-from stiffkit.measuring import Parameters, free_memory, measured
+from stiffkit.measuring import Parameters, free_memory, measured, progress
 from stiffkit.mixing import refuse_mixing
 from stiffkit.output_gradients import Loss, call, floating, weighted_sum
-from stiffkit.per_sample import Pullback, pullback
-from stiffkit.points import Points, batches, check_points
+from stiffkit.points import Points, PointSet, batches, check_points
 
 Labels = Tensor | np.ndarray | list[int]
 
@@ -121,25 +121,35 @@ def class_cosine(
             return _labelled(members.T @ members, members.T @ members, classes, classes)
         refuse_mixing(model, loss, checked)
         memory = max_memory or free_memory(device) // 2
-        squares, _, size = unit_squares(model, loss, checked, memory)
+        squares, outputs, size = unit_squares(model, loss, checked, memory)
         weights = squares.rsqrt().nan_to_num(posinf=0.0)
-        pull = pullback(model, loss, checked, [name for name, p in model.named_parameters() if p.requires_grad], size)
         of_class = ((labels == c).nonzero()[:, 0].tolist() for c in classes)
-        sums = torch.stack([_class_sum(pull, weights, chosen, size) for chosen in of_class]).cpu()
+        with progress(len(checked), "class sums") as bar:
+            sums = [_class_sum(model, checked, outputs.unit, weights, chosen, size, bar) for chosen in of_class]
+        dot = torch.tensor([[float(s @ t) for t in sums] for s in sums], dtype=torch.float64)
     counts, alive = members.sum(0), members.T @ (weights.cpu() > 0).double()
     pairs = counts[:, None] * counts - counts.diag()
-    means = ((sums @ sums.T - alive.diag()) / pairs).where(pairs > 0, torch.nan)
+    means = ((dot - alive.diag()) / pairs).where(pairs > 0, torch.nan)
     return _labelled(means, pairs, classes, classes)
 
 
-def _class_sum(pull: Pullback, weights: Tensor, members: list[int], size: int) -> Tensor:
+def _class_sum(
+    model: nn.Module,
+    points: PointSet,
+    unit: list[Tensor | None],
+    weights: Tensor,
+    members: list[int],
+    size: int,
+    bar: tqdm,
+) -> Tensor:
     """The sum of the members' normalised gradients, by backward passes of their weighted output gradients."""
-    total = torch.zeros(sum(p.numel() for p in pull.parameters.values()), dtype=torch.float64, device=weights.device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64, device=weights.device)
     for part in batches(len(members), size):
         chosen = members[part.start : part.stop]
-        outputs = floating(call(pull.model, pull.points.take(chosen).inputs))
-        unit = [None if u is None else u[chosen] for u in pull.unit]
-        total += weighted_sum(outputs, unit, weights[chosen], list(pull.parameters.values()))
+        outputs = floating(call(model, points.take(chosen).inputs))
+        total += weighted_sum(outputs, [None if u is None else u[chosen] for u in unit], weights[chosen], parameters)
+        bar.update(len(chosen))
     return total
 
 

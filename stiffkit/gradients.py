@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from stiffkit.layers import Products, layer_products, layer_squares, products, squared_norms
-from stiffkit.measuring import Parameters, free_memory, measured
+from stiffkit.measuring import Parameters, free_memory, measured, progress
 from stiffkit.mixing import refuse_mixing
-from stiffkit.output_gradients import Loss
-from stiffkit.per_sample import VMAP, blocks, pullback
+from stiffkit.output_gradients import Loss, OutputGradients
+from stiffkit.per_sample import VMAP, Pullback, blocks, pullback
 from stiffkit.points import Points, PointSet, batches, check_points
 from stiffkit.signals import Layers, Signals, UncertainError, certain_layers, signals, trainable
 
@@ -175,37 +176,38 @@ def gradient_norms(
         if not len(checked):
             return torch.zeros(0, dtype=torch.float64)
         refuse_mixing(model, loss, checked)
-        squares, scale, _ = unit_squares(model, loss, checked, max_memory or free_memory(device) // 2)
-    return (squares.sqrt() * scale).cpu()
+        squares, outputs, _ = unit_squares(model, loss, checked, max_memory or free_memory(device) // 2)
+    return (squares.sqrt() * outputs.scale).cpu()
 
 
-def unit_squares(model: nn.Module, loss: Loss, points: PointSet, memory: int) -> tuple[Tensor, Tensor, int]:
-    """The squared norms of gradients with output gradients of unit size, that size, and the points of one pass."""
+def unit_squares(model: nn.Module, loss: Loss, points: PointSet, memory: int) -> tuple[Tensor, OutputGradients, int]:
+    """The squared norms of gradients with output gradients of unit size, these, and the points of one pass."""
     layers = certain_layers(model, loss, points)
     while True:
         try:
             size = _points_in_a_pass(layers.passing + layers.kept, memory, points.device)
-            found = [
-                _squares_of(layers, signals(model, layers, loss, _part(points, numbers), len(numbers)), numbers.start)
-                for numbers in batches(len(points), size)
-            ]
+            with progress(len(points), "norms") as bar:
+                parts = [_squares_of(model, layers, loss, points, k, bar) for k in batches(len(points), size)]
             break
         except UncertainError as error:
             layers = layers.without(error.names)
-    squares, scale = (torch.cat(parts) for parts in zip(*found, strict=True))
+    squares, outputs = torch.cat([part for part, _ in parts]), OutputGradients.joined([found for _, found in parts])
     if rest := _rest(model, layers):
-        pull = pullback(model, loss, points, rest)
+        pull = Pullback(model, points, outputs.unit, outputs.scale, rest)
         squares += torch.cat([sum(map(squared_norms, pull.rows(part))) for part in batches(len(points), VMAP)])
-    return squares, scale, size
+    return squares, outputs, size
 
 
-def _squares_of(layers: Layers, seen: Signals, start: int) -> tuple[Tensor, Tensor]:
-    seen.outputs.check(start)
-    scale = seen.outputs.scale
-    squares = squared_norms(seen.gradients) if layers.width else torch.zeros_like(scale)
+def _squares_of(
+    model: nn.Module, layers: Layers, loss: Loss, points: PointSet, numbers: range, bar: tqdm
+) -> tuple[Tensor, OutputGradients]:
+    seen = signals(model, layers, loss, _part(points, numbers), len(numbers))
+    seen.outputs.check(numbers.start)
+    squares = squared_norms(seen.gradients) if layers.width else torch.zeros_like(seen.outputs.scale)
     for name, signal in seen.signals.items():
         squares = squares + layer_squares(layers.modules[name], *signal, SLICE_BYTES)
-    return squares, scale
+    bar.update(len(numbers))
+    return squares, seen.outputs
 
 
 def _rest(model: nn.Module, layers: Layers) -> list[str]:
@@ -237,21 +239,25 @@ def _by_layers(
     parts: Parts = {name: _zeros(rows, columns) for name in (layers.modules if by else [""])}
     scales = tuple(torch.zeros(len(s), dtype=torch.float64, device=s.device) for s in (rows, columns))
     batch = _points_in_a_pass(layers.passing, memory, rows.device)
-    block = int(max(1, memory / 4 / max(layers.kept, 1)))
     slice_bytes = max(1, min(SLICE_BYTES, memory // 8))
-    for i in batches(len(rows), block):
-        first = signals(model, layers, loss, _part(rows, i), batch)
-        first.outputs.check(i.start)
-        scales[0][i.start : i.stop] = first.outputs.scale
-        for j in batches(len(columns), block):
-            if same and j.start < i.start:
-                continue
+    everything = layers.kept * (len(rows) + (0 if same else len(columns))) + layers.passing * batch + 2 * slice_bytes
+    block = max(len(rows), len(columns)) if everything < memory else int(max(1, memory / 4 / layers.kept))
+    pairs = [(i, j) for i in batches(len(rows), block) for j in batches(len(columns), block)]
+    pairs = [(i, j) for i, j in pairs if not same or i.start <= j.start]
+    steps = len(layers.modules) if by else len(layers.modules) - len(layers.columns) + bool(layers.width)
+    with progress(len(pairs) * steps, "Gram matrix") as bar:
+        for i, j in pairs:
+            if j == pairs[0][1] or (same and i == j):  # the first of a row of blocks
+                first = signals(model, layers, loss, _part(rows, i), batch)
+                first.outputs.check(i.start)
+                scales[0][i.start : i.stop] = first.outputs.scale
             second = first if same and i == j else signals(model, layers, loss, _part(columns, j), batch)
             if not same and i.start == 0:
                 second.outputs.check(j.start)
             scales[1][j.start : j.stop] = second.outputs.scale
             for name, found in _products(layers, first, second, by, slice_bytes):
                 _put(parts[name], i, j, found, same)
+                bar.update()
     return parts, scales
 
 

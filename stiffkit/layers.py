@@ -23,6 +23,7 @@ COLUMNS = 65_536  # the longest float32 sum; longer ones are added in float64 (a
 ROWS = 128  # rows at a time in a product of a set with itself, of which the lower triangle is left out
 PATCH_BYTES = 2**22  # of the patches of as many images as are multiplied at a time, to stay in the cache
 PATCH_BYTES_OF_GPU = 2**28
+SMALL, LARGE = 1e-12, 1e12  # sizes between which float32 products keep their digits
 SHORT = 32  # numbers: rows of a kernel that are shorter are multiplied together
 
 Signal = tuple[Tensor, Tensor]  # a layer's input a and output gradient b, samples first
@@ -69,16 +70,25 @@ def width(module: nn.Module) -> int:
 
 
 def gradients(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
-    """The per-sample gradients of a layer's trainable parameters, in slices (n, at most about `columns`)."""
+    """The per-sample gradients of a layer's trainable parameters, in slices (n, at most about `columns`).
+
+    A slice may lie in the memory of the one before it.
+    """
     return GRADIENTS[type(module)](module, a, b, columns)
 
 
 def _linear(module: nn.Linear, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
     if _trains(module, "bias"):
         yield b.sum(dim=1)
-    if _trains(module, "weight"):
-        for part in slices(module.in_features, columns // module.out_features):
-            yield torch.bmm(b.mT, a[:, :, part]).flatten(1)
+    if not _trains(module, "weight"):
+        return
+    left, right = (b, a) if b.shape[2] >= a.shape[2] else (a, b)  # the wider one is cut: products stay square
+    buffer = None  # fresh memory for every slice would cost as much as the product
+    for part in slices(left.shape[2], columns // right.shape[2]):
+        piece = left[:, :, part].mT
+        shape = len(a), piece.shape[1], right.shape[2]
+        buffer = a.new_empty(prod(shape)) if buffer is None else buffer
+        yield torch.bmm(piece, right, out=buffer[: prod(shape)].view(shape)).flatten(1)
 
 
 def _convolution(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
@@ -285,6 +295,12 @@ def slices(size: int, step: int) -> Iterator[slice]:
 
 def inner(g: Tensor, h: Tensor) -> Tensor:
     """The inner products of rows, (n, m) in float64, summed in blocks of `COLUMNS`."""
+    if g is h:
+        total = sum(_symmetric(part) for part in g.split(COLUMNS, dim=1))
+        square = total.diagonal()
+        unusual = ~((square > SMALL**2) & (square < LARGE**2))
+        if not unusual.any() or not g[unusual].any():
+            return total
     (g, size), (h, size2) = (_at_size_one(g),) * 2 if g is h else (_at_size_one(g), _at_size_one(h))
     blocks = zip(g.split(COLUMNS, dim=1), h.split(COLUMNS, dim=1), strict=True)
     total = sum(_symmetric(a) if g is h else (a @ b.T).double() for a, b in blocks)
@@ -312,7 +328,7 @@ def squared_norms(g: Tensor) -> Tensor:
 def _at_size_one(g: Tensor) -> tuple[Tensor, Tensor | None]:
     """Rows with their largest entry (n,) in float64 taken out, where float32 products would leave their range."""
     largest = torch.maximum(g.amax(dim=1), -g.amin(dim=1))  # an order of magnitude quicker than g.abs().amax
-    usual = ((largest > 1e-12) & (largest < 1e12)) | (largest == 0)
+    usual = ((largest > SMALL) & (largest < LARGE)) | (largest == 0)
     if usual.all():
         return g, None
     size = largest.where(~usual, 1.0)

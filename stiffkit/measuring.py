@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from tqdm import tqdm
 
 
 def measurable(model: nn.Module) -> nn.Module:
@@ -87,6 +88,11 @@ def _chosen(model: nn.Module, parameters: Parameters) -> set[str]:
     if not chosen:
         raise ValueError(f"no parameter was chosen; there are {', '.join(list(named)[:10])}")
     return chosen
+
+
+def progress(total: int, what: str) -> tqdm:
+    """A bar on a terminal, shown once something takes longer than some seconds."""
+    return tqdm(total=total, desc=what, delay=5.0, leave=False, disable=None)
 
 
 def free_memory(device: torch.device) -> int:

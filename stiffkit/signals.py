@@ -23,7 +23,7 @@ from stiffkit.output_gradients import (
 )
 from stiffkit.points import PointSet, batches
 
-PROBE = 16  # points that show which layers are certain
+PROBE = 8  # points that show which layers are certain
 
 
 class UncertainError(Exception):
@@ -119,7 +119,7 @@ def _probe(model: nn.Module, modules: dict[str, nn.Module], loss: Loss, points: 
     parameters = [trainable(module) for module in modules.values()]
     total = weighted_sum(z, unit, weights, [p for owned in parameters for p in owned], retain_graph=True)
     totals = total.split([sum(p.numel() for p in owned) for owned in parameters])
-    wrong, columns, width, kept = set(), {}, 0, 0
+    wrong, columns, width, kept, inputs = set(), {}, 0, 0, set()
     for (name, module), total, (a, b) in zip(
         modules.items(), totals, calls.differentiate(z, unit).values(), strict=True
     ):
@@ -131,7 +131,8 @@ def _probe(model: nn.Module, modules: dict[str, nn.Module], loss: Loss, points: 
             columns[name] = slice(width, width + size)
             width, kept = width + size, kept + size * n * b.element_size()
         else:
-            kept += a.nbytes + b.nbytes
+            kept += b.nbytes + (0 if a.data_ptr() in inputs else a.nbytes)
+            inputs.add(a.data_ptr())
     _Calls.refuse(wrong)
     return Layers(modules, columns, width, kept / n, passing)
 
@@ -170,18 +171,13 @@ def signals(model: nn.Module, layers: Layers, loss: Loss, points: PointSet, batc
 
     """
     found, pieces = [], {name: [] for name in layers.modules if name not in layers.columns}
-    versions = []
-    gradients = torch.empty(len(points), 0)
+    versions, gradients = [], torch.empty(len(points), 0)
     for numbers in batches(len(points), batch_size):
         part = slice(numbers.start, numbers.stop)
-        batch = points.take(part, layers.images)
-        with _Calls(layers.modules, len(batch)) as calls, nullcontext() if layers.modules else torch.no_grad():
-            outputs = call(model, batch.inputs)
-        found.append(output_gradients(outputs, loss, batch))
-        if not layers.modules:
-            continue
-        for name, signal in calls.differentiate(floating(outputs), found[-1].unit).items():
-            a, b = of_layers.without_idle_positions(layers.modules[name], *signal)
+        outputs, seen = _of_batch(model, layers, loss, points.take(part, layers.images))
+        found.append(outputs)
+        for name in list(seen):
+            a, b = of_layers.without_idle_positions(layers.modules[name], *seen.pop(name))
             if name in pieces:
                 pieces[name].append((a, b))
                 versions.append((name, a, a._version))
@@ -191,8 +187,17 @@ def signals(model: nn.Module, layers: Layers, loss: Loss, points: PointSet, batc
             _fill(gradients[part, layers.columns[name]], of_layers.gradients(layers.modules[name], a, b, 2**62))
     # A model may write the next batch into the memory of the last one.
     _Calls.refuse(name for name, a, version in versions if a._version != version)
-    joined = {name: _joined(layers.modules[name], pieces.pop(name)) for name in list(pieces)}
-    return Signals(gradients, joined, OutputGradients.joined(found))
+    versions.clear()  # and with it what would keep the batches in memory while they are joined
+    return Signals(gradients, _joined(layers, pieces), OutputGradients.joined(found))
+
+
+def _of_batch(
+    model: nn.Module, layers: Layers, loss: Loss, batch: PointSet
+) -> tuple[OutputGradients, dict[str, Signal]]:
+    with _Calls(layers.modules, len(batch)) as calls, nullcontext() if layers.modules else torch.no_grad():
+        outputs = call(model, batch.inputs)
+    found = output_gradients(outputs, loss, batch)
+    return found, calls.differentiate(floating(outputs), found.unit) if layers.modules else {}
 
 
 def _fill(place: Tensor, slices: Iterable[Tensor]) -> None:
@@ -202,12 +207,26 @@ def _fill(place: Tensor, slices: Iterable[Tensor]) -> None:
         start += part.shape[1]
 
 
-def _joined(module: nn.Module, parts: list[Signal]) -> Signal:
-    """The batches of a layer's signal as one; sequences that were cut to different lengths are made as long again."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        longest = max(b.shape[1] for _, b in parts)
-        parts = [tuple(of_layers.padded(x, longest) for x in signal) for signal in parts]
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(pieces) for pieces in zip(*parts, strict=True))
+def _joined(layers: Layers, pieces: dict[str, list[Signal]]) -> dict[str, Signal]:
+    """The batches of each layer's signal as one; an input that layers share, as queries and keys do, is kept once.
+
+    Sequences that were cut to different lengths are made as long again.
+    """
+    shared: dict[tuple, Tensor] = {}
+
+    def one(parts: tuple[Tensor, ...], name: str) -> Tensor:
+        if isinstance(layers.modules[name], (nn.Linear, nn.Embedding)):
+            longest = max(x.shape[1] for x in parts)
+            parts = [of_layers.padded(x, longest) for x in parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    found = {}
+    for name in list(pieces):  # taken out, so that the memory of each is free when it has been joined
+        inputs, outputs = zip(*pieces.pop(name), strict=True)
+        key = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs)
+        shared[key] = shared[key] if key in shared else one(inputs, name)
+        found[name] = shared[key], one(outputs, name)
+    return found
 
 
 class _Calls:
