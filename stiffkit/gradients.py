@@ -123,7 +123,7 @@ def gradient_gram(
     with a warning.
 
     >>> model = nn.Linear(2, 2, bias=False).double()
-    >>> x, y = torch.tensor([[3.0, 4.0], [4.0, -3.0]], dtype=torch.float64), torch.tensor([0, 0])
+    >>> x, y = torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64), torch.tensor([0, 0])
     >>> gradient_gram(model, nn.CrossEntropyLoss(reduction="none"), (x, y)).cos
     tensor([[1., 0.],
             [0., 1.]], dtype=torch.float64)
