@@ -72,9 +72,19 @@ def run(stage, env) -> dict:
     started, before, steps = time.monotonic(), cached(), {}
     for name, line in STEPS[stage]():
         print(f"gpu: {stage}, {name}", flush=True)
-        code = subprocess.call([sys.executable, *line], cwd=setup.ROOT, env=env)
-        steps[name] = "passed" if code == 0 else f"failed with exit code {code}"
+        code, last = step([sys.executable, *line], env)
+        steps[name] = "passed" if code == 0 else f"failed with exit code {code}" + (f": {last}" if last else "")
     return {"steps": steps, "seconds": round(time.monotonic() - started), "computed": cached() - before}
+
+
+def step(command, env) -> tuple[int, str]:
+    """Runs a command and shows what it prints: its exit code and its last line, which of tests is their summary."""
+    last = ""
+    with subprocess.Popen(command, cwd=setup.ROOT, env=env, stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout:
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    return running.returncode, last
 
 
 def cached() -> int:

@@ -29,7 +29,10 @@ def folders(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu, "OUT", tmp_path / "out")
     monkeypatch.setattr(gpu, "RECORD", tmp_path / "gpu.json")
     monkeypatch.setattr(gpu, "device", lambda: ABOUT)
-    steps = {"tests": [("good", ["-c", ""])], "sweeps": [("a", ["-c", ""]), ("b", ["-c", "raise SystemExit(3)"])]}
+    steps = {
+        "tests": [("good", ["-c", ""])],
+        "sweeps": [("a", ["-c", ""]), ("b", ["-c", "print('2 failed'); raise SystemExit(3)"])],
+    }
     monkeypatch.setattr(gpu, "STEPS", {name: lambda chosen=lines: chosen for name, lines in steps.items()})
     monkeypatch.setenv("STIFFKIT_CACHE", str(tmp_path))
     return tmp_path
@@ -59,11 +62,11 @@ def test_stages_are_written_down_as_they_pass_and_fail(folders, capsys):
         "seconds": 0,
         "computed": 0,
     }
-    assert stages["sweeps"]["steps"] == {"a": "passed", "b": "failed with exit code 3"}
-    assert "- b: failed with exit code 3" in (folders / "out/summary.md").read_text(encoding="utf-8")
+    assert stages["sweeps"]["steps"] == {"a": "passed", "b": "failed with exit code 3: 2 failed"}
+    assert "- b: failed with exit code 3: 2 failed" in (folders / "out/summary.md").read_text(encoding="utf-8")
     said = recorded.last_gpu_run(folders / "gpu.json")
     about = "2026-01-02 (a GPU, 0 runs computed)"
-    assert said == f"tests {about}: passed; sweeps {about}: b failed with exit code 3"
+    assert said == f"tests {about}: passed; sweeps {about}: b failed with exit code 3: 2 failed"
 
 
 def test_a_stage_whose_packages_are_missing_is_named_and_skipped_and_what_was_known_stays(folders, monkeypatch, capsys):
