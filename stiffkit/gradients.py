@@ -241,7 +241,7 @@ def _by_layers(
     batch = _points_in_a_pass(layers.passing, memory, rows.device)
     slice_bytes = max(1, min(SLICE_BYTES, memory // 8))
     everything = layers.kept * (len(rows) + (0 if same else len(columns))) + layers.passing * batch + 2 * slice_bytes
-    block = max(len(rows), len(columns)) if everything < memory else int(max(1, memory / 4 / layers.kept))
+    block = max(len(rows), len(columns)) if everything < memory else int(max(1, memory / 4 / max(layers.kept, 1)))
     pairs = [(i, j) for i in batches(len(rows), block) for j in batches(len(columns), block)]
     pairs = [(i, j) for i, j in pairs if not same or i.start <= j.start]
     steps = len(layers.modules) if by else len(layers.modules) - len(layers.columns) + bool(layers.width)
