@@ -192,7 +192,7 @@ def last_values(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
         runs = sets[name].isel(images=-1)
         fit = claims.over_seeds(100 * runs.accuracy.sel(split="train"), 1)
         rows[name] = cells | {"training accuracy (%)": fit, "seeds": str(runs.sizes["seed"])}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runs")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runs").fillna("")  # empty: not measured
 
 
 def at_the_start(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
