@@ -242,22 +242,24 @@ def _by_layers(
     slice_bytes = max(1, min(SLICE_BYTES, memory // 8))
     everything = layers.kept * (len(rows) + (0 if same else len(columns))) + layers.passing * batch + 2 * slice_bytes
     block = max(len(rows), len(columns)) if everything < memory else int(max(1, memory / 4 / max(layers.kept, 1)))
-    pairs = [(i, j) for i in batches(len(rows), block) for j in batches(len(columns), block)]
-    pairs = [(i, j) for i, j in pairs if not same or i.start <= j.start]
+    blocks_of_rows, blocks_of_columns = batches(len(rows), block), batches(len(columns), block)
+    pairs = sum(not same or i.start <= j.start for i in blocks_of_rows for j in blocks_of_columns)
     steps = len(layers.modules) if by else len(layers.modules) - len(layers.columns) + bool(layers.width)
-    with progress(len(pairs) * steps, "Gram matrix") as bar:
-        for i, j in pairs:
-            if j == pairs[0][1] or (same and i == j):  # the first of a row of blocks
-                first = signals(model, layers, loss, _part(rows, i), batch)
-                first.outputs.check(i.start)
-                scales[0][i.start : i.stop] = first.outputs.scale
-            second = first if same and i == j else signals(model, layers, loss, _part(columns, j), batch)
-            if not same and i.start == 0:
-                second.outputs.check(j.start)
-            scales[1][j.start : j.stop] = second.outputs.scale
-            for name, found in _products(layers, first, second, by, slice_bytes):
-                _put(parts[name], i, j, found, same)
-                bar.update()
+    with progress(pairs * steps, "Gram matrix") as bar:
+        for i in blocks_of_rows:
+            first = signals(model, layers, loss, _part(rows, i), batch)
+            first.outputs.check(i.start)
+            scales[0][i.start : i.stop] = first.outputs.scale
+            for j in blocks_of_columns:
+                if same and j.start < i.start:
+                    continue
+                second = first if same and i == j else signals(model, layers, loss, _part(columns, j), batch)
+                if not same and i.start == 0:
+                    second.outputs.check(j.start)
+                scales[1][j.start : j.stop] = second.outputs.scale
+                for name, found in _products(layers, first, second, by, slice_bytes):
+                    _put(parts[name], i, j, found, same)
+                    bar.update()
     return parts, scales
 
 

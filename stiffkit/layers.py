@@ -196,11 +196,9 @@ def layer_squares(module: nn.Module, a: Tensor, b: Tensor, slice_bytes: int) -> 
             pairs += float(_trains(module, "bias"))
             return (pairs * torch.bmm(b, b.mT)).flatten(1).double().sum(dim=1)
     if isinstance(module, nn.Embedding):
-        b, size = _at_size_one(b.flatten(1)), b.shape
-        samples, _, values = _rows_of_tokens(module, a, b[0].view(size))
-        squares = torch.zeros(len(a), dtype=torch.float64, device=values.device)
-        squares.index_add_(0, samples, values.square().sum(dim=1).double())
-        return squares if b[1] is None else squares * b[1].square()
+        samples, _, values = _rows_of_tokens(module, a, b)
+        squares = torch.zeros(len(a), dtype=torch.float64, device=b.device)
+        return squares.index_add_(0, samples, squared_norms(values))
     return sum(squared_norms(g) for g in gradients(module, a, b, slice_bytes // (len(a) * b.element_size())))
 
 
@@ -296,15 +294,19 @@ def slices(size: int, step: int) -> Iterator[slice]:
 def inner(g: Tensor, h: Tensor) -> Tensor:
     """The inner products of rows, (n, m) in float64, summed in blocks of `COLUMNS`."""
     if g is h:
-        total = sum(_symmetric(part) for part in g.split(COLUMNS, dim=1))
+        total = _by_blocks(g, g)
         square = total.diagonal()
         unusual = ~((square > SMALL**2) & (square < LARGE**2))
         if not unusual.any() or not g[unusual].any():
             return total
     (g, size), (h, size2) = (_at_size_one(g),) * 2 if g is h else (_at_size_one(g), _at_size_one(h))
-    blocks = zip(g.split(COLUMNS, dim=1), h.split(COLUMNS, dim=1), strict=True)
-    total = sum(_symmetric(a) if g is h else (a @ b.T).double() for a, b in blocks)
+    total = _by_blocks(g, h)
     return total if size is size2 is None else total * _or_ones(size, g)[:, None] * _or_ones(size2, h)
+
+
+def _by_blocks(g: Tensor, h: Tensor) -> Tensor:
+    blocks = zip(g.split(COLUMNS, dim=1), h.split(COLUMNS, dim=1), strict=True)
+    return sum(_symmetric(a) if g is h else (a @ b.T).double() for a, b in blocks)
 
 
 def _symmetric(g: Tensor) -> Tensor:
