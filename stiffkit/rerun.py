@@ -155,7 +155,7 @@ def _execute(source: Path, target: Path, values: dict[str, Any], progress: bool)
                 values,
                 kernel_name="python3",
                 progress_bar=progress and sys.stderr.isatty(),
-                extra_arguments=["--log-level=ERROR"],
+                extra_arguments=["--log-level=CRITICAL"],  # ERROR tells of the interrupt that ends every kernel
             )
             return
         except papermill.PapermillExecutionError as error:
