@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 COLUMNS = 65_536  # the longest float32 sum; longer ones are added in float64 (a sum over 1e8 columns would err by 3e-2)
 ROWS = 128  # rows at a time in a product of a set with itself, of which the lower triangle is left out
-PATCH_BYTES = 2**22  # of the patches of as many images as are multiplied at a time, to stay in the cache
+PATCH_BYTES = 2**21  # of the patches of as many images as are multiplied at a time, to stay in the cache
 PATCH_BYTES_OF_GPU = 2**28
 SMALL, LARGE = 1e-12, 1e12  # sizes between which float32 products keep their digits
 SHORT = 32  # numbers: rows of a kernel that are shorter are multiplied together
@@ -191,7 +191,8 @@ def layer_squares(module: nn.Module, a: Tensor, b: Tensor, slice_bytes: int) -> 
     """The squared norms of one layer's gradients, (n,) in float64, by whichever form of them costs less."""
     if isinstance(module, nn.Linear):
         positions, inputs, outputs = a.shape[1], a.shape[2], b.shape[2]
-        if positions * (inputs + outputs) < inputs * outputs:
+        usual = all(_at_size_one(x.flatten(1))[1] is None for x in (a, b))
+        if usual and positions * (inputs + outputs) < inputs * outputs:
             pairs = torch.bmm(a, a.mT) if _trains(module, "weight") else a.new_zeros(len(a), positions, positions)
             pairs += float(_trains(module, "bias"))
             return (pairs * torch.bmm(b, b.mT)).flatten(1).double().sum(dim=1)
@@ -200,6 +201,15 @@ def layer_squares(module: nn.Module, a: Tensor, b: Tensor, slice_bytes: int) -> 
         squares = torch.zeros(len(a), dtype=torch.float64, device=b.device)
         return squares.index_add_(0, samples, squared_norms(values))
     return sum(squared_norms(g) for g in gradients(module, a, b, slice_bytes // (len(a) * b.element_size())))
+
+
+def square_of_sum(module: nn.Module, a: Tensor, b: Tensor, slice_bytes: int) -> Tensor:
+    r"""The squared norm of the sum of one layer's gradients, a number in float64."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):  # samples may stand for positions of a single one
+        a, b = (x.flatten(0, 1)[None] for x in (a, b))
+        return layer_squares(module, a, b, slice_bytes)[0]
+    sums = (g.sum(dim=0, keepdim=True) for g in gradients(module, a, b, slice_bytes // (len(a) * b.element_size())))
+    return sum(squared_norms(g)[0] for g in sums)
 
 
 def summed(parts: Iterator[tuple[Tensor, ...]]) -> Products:

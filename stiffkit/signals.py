@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from stiffkit import layers as of_layers
-from stiffkit.layers import Products, Signal
+from stiffkit.layers import Signal
 from stiffkit.output_gradients import (
     Loss,
     OutputGradients,
@@ -24,6 +24,7 @@ from stiffkit.output_gradients import (
 from stiffkit.points import PointSet, batches
 
 PROBE = 8  # points that show which layers are certain
+PROBE_BYTES = 2**26  # that their gradients take at a time
 
 
 class UncertainError(Exception):
@@ -124,7 +125,7 @@ def _probe(model: nn.Module, modules: dict[str, nn.Module], loss: Loss, points: 
         modules.items(), totals, calls.differentiate(z, unit).values(), strict=True
     ):
         a, b = of_layers.without_idle_positions(module, a, b)
-        if not _agrees(total, weights, of_layers.layer_products(module, (a, b), (a, b), 2**30)):
+        if not _agrees(total, module, a, b * weights.view(-1, *[1] * (b.ndim - 1)).to(b.dtype)):
             wrong.add(name)
         size = of_layers.width(module)
         if not isinstance(module, nn.Embedding) and size * n <= a.numel() + b.numel():
@@ -137,14 +138,13 @@ def _probe(model: nn.Module, modules: dict[str, nn.Module], loss: Loss, points: 
     return Layers(modules, columns, width, kept / n, passing)
 
 
-def _agrees(total: Tensor, weights: Tensor, products: Products) -> bool:
-    r"""Hold $w^\top K w$ of a layer to the square of a weighted sum of gradients that plain autograd has taken.
+def _agrees(total: Tensor, module: nn.Module, a: Tensor, b: Tensor) -> bool:
+    r"""Hold the sum of a layer's gradients to the one that plain autograd has taken, by its norm.
 
     A kink of a ReLU decided otherwise may move it a little; a layer whose rows are not the samples, by far.
     """
-    dot, square, _ = products
-    w, total = weights.double(), total.double()
-    return bool((w @ dot @ w - total @ total).abs() <= 1e-3 * (w.square() @ square))
+    each, together = (f(module, a, b, PROBE_BYTES) for f in (of_layers.layer_squares, of_layers.square_of_sum))
+    return bool((together - total.double().square().sum()).abs() <= 1e-3 * each.sum())
 
 
 def _candidates(model: nn.Module) -> dict[str, nn.Module]:

@@ -215,6 +215,19 @@ def test_norms_of_short_and_of_long_sequences(positions, frozen, bias):
     torch.testing.assert_close(some, expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("size", [1e-24, 1e24])
+def test_norms_of_sequences_where_squares_leave_the_range_of_float32(size):
+    model = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, CLASSES, bias=False)).double()
+    model[1].weight.data *= size
+    points = torch.randn(N, 2, 20), torch.randn(N, 2, CLASSES)
+
+    def loss(z, y):
+        return (z * y).flatten(1).sum(dim=1)
+
+    expected = gradients(model, loss, (points[0].double(), points[1])).norm(dim=1)
+    torch.testing.assert_close(gradient_norms(model.float(), loss, points), expected, rtol=1e-5, atol=0)
+
+
 def test_norms_of_no_points():
     case = build("mlp")
     assert gradient_norms(case.model, case.loss, take(case.points, slice(0))).shape == (0,)
