@@ -120,6 +120,33 @@ def balanced_subset(y: torch.Tensor, size: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([indices[:share] for indices in members.values()])).to(y.device)
 
 
+def random_labels(y: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+    """Permute a share of the labels among themselves, all of them in Fort et al., v1, Fig. 4.
+
+    Every class keeps its size. Some of the permuted points get their own label again: of K balanced classes one in K.
+
+    Args:
+        y: labels, shape (n,), an integer dtype.
+        share: of the points whose labels are permuted, in [0, 1]; which ones is drawn as well.
+        seed: 0 to 2**32 - 1. The points of the smaller of two shares are among those of the larger.
+
+    Returns:
+        Labels, shape (n,), as `y`.
+
+    >>> y = torch.tensor([0, 0, 0, 1, 1, 1])
+    >>> random_labels(y, 0.0, seed=1).equal(y), random_labels(y, 1.0, seed=1).bincount()
+    (True, tensor([3, 3]))
+
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must be a number from 0 to 1: got {share}")
+    random = np.random.RandomState(seed)
+    chosen = random.permutation(len(y))[: round(share * len(y))]
+    permuted = y.clone()
+    permuted[torch.from_numpy(chosen)] = y[torch.from_numpy(random.permutation(chosen))]
+    return permuted
+
+
 def _channel_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of each channel, from sums of integers: the same on every machine."""
     values = np.arange(256, dtype=np.int64)

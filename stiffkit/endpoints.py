@@ -41,9 +41,12 @@ def window(runs: xr.Dataset, name: str) -> xr.Dataset:
 
 
 def level(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str) -> xr.DataArray:
-    """Mean over a window of `within`, `between`, or `diagonal`, which is within less between."""
-    here = window(runs[["within", "between", "epochs"]], at).sel(measure=measure, regime=regime)
-    values = here.within - here.between if variable == "diagonal" else here[variable]
+    """Mean over a window of `within`, `between`, or `diagonal`, which is within less between; `true_` by true class."""
+    prefix = "true_" if variable.startswith("true_") else ""
+    kinds = {kind: f"{prefix}{kind}" for kind in ("within", "between")}
+    here = window(runs[[*kinds.values(), "epochs"]], at).sel(measure=measure, regime=regime)
+    within, between = (here[name] for name in kinds.values())
+    values = {"within": within, "between": between, "diagonal": within - between}[variable.removeprefix(prefix)]
     return values.mean("images").where(here.epochs.notnull().all("images"))  # a run that ended within it has no level
 
 
@@ -71,6 +74,17 @@ def arithmetics_distance(
 ) -> xr.DataArray:
     """The same in absolute value: how far another arithmetic moves the level, up or down."""
     return abs(arithmetics_apart(runs, variable, measure, regime, at, arithmetic))
+
+
+def greatest(runs: xr.Dataset, variable: str, measure: str, regime: str) -> xr.DataArray:
+    """The greatest running mean of `within` or `between` at any time."""
+    return smoothed(runs[variable].sel(measure=measure, regime=regime)).max("images")
+
+
+def coherence_rise(runs: xr.Dataset, part: str) -> xr.DataArray:
+    """The greatest running mean of m-coherence over its value before training."""
+    values = runs.coherence.sel(part=part)
+    return smoothed(values).max("images") / values.isel(images=0)
 
 
 def least_of_last_layer(runs: xr.Dataset, measure: str, regime: str) -> xr.DataArray:
@@ -195,7 +209,7 @@ def _at(values: xr.DataArray, images: xr.DataArray) -> xr.DataArray:
 
 
 ALLOWED = {  # values of the arguments, so that a ledger can be checked without runs
-    "variable": ("within", "between", "diagonal"),
+    "variable": ("within", "between", "diagonal", "true_within", "true_between", "true_diagonal"),
     "measure": MEASURES,
     "than": MEASURES,
     "regime": REGIMES,
@@ -206,6 +220,7 @@ ALLOWED = {  # values of the arguments, so that a ledger can be checked without 
     "layer": ("first", "last"),
     "rightness": PAIRS,
     "by": ("class", "all"),
+    "part": ("train", "val"),
     "signal": ("within", "between", "gradient_norm", "mean_norm", "disparity"),
 }
 QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
@@ -216,6 +231,8 @@ QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
         ratio,
         arithmetics_apart,
         arithmetics_distance,
+        greatest,
+        coherence_rise,
         least_of_last_layer,
         layer_change,
         pair_change,

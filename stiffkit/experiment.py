@@ -16,12 +16,20 @@ import numpy as np
 import torch
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from stiffkit import data, results, stopped
-from stiffkit.data import Dataset, Points, balanced_subset
+from stiffkit.data import Dataset, Points, balanced_subset, random_labels
 from stiffkit.losses import mse, smoothed_cross_entropy
-from stiffkit.measurement import ARITHMETICS, MEASUREMENT_VERSION, OWN, evaluate, measure, measured_points
+from stiffkit.measurement import (
+    ARITHMETICS,
+    MEASUREMENT_VERSION,
+    OWN,
+    evaluate,
+    measure,
+    measured_indices,
+    measured_points,
+)
 from stiffkit.models import ACTIVATIONS, INITIALISATIONS, MODELS, build_model
 from stiffkit.training import TRAINING_VERSION, Checkpoint, one_thread, train
 
@@ -99,6 +107,7 @@ class Training(_Part):
     activation: str = Field("relu", description="of the hidden layers")
     dtype: Literal["float32", "float64"] = Field("float32", description="of weights, images and optimiser")
     train_size: int = Field(0, ge=0, description="training images, as many of each class; 0: all of them")
+    label_noise: float = Field(0.0, ge=0, le=1, description="share of the labels that are permuted among themselves")
     schedule: Literal["standard", "sparse"] = Field("standard", description="of the checkpoints")
 
     _known = field_validator("dataset", "model", "initialisation", "loss", "activation")(known_name)
@@ -298,16 +307,19 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
         For each experiment a Dataset along `images` (seen), the checkpoints, with `epochs`, what `measure` gives at
         each, and the mean `batch_loss` since the checkpoint before; `loss` and `accuracy` (images, split) on a fixed
         subset of 10,000 training images (all, where there are fewer), on the validation half and on the test half of
-        the official test set. NaN where an arithmetic was not measured. A run whose loss stops being finite ends there
+        the official test set. With `label_noise` training and validation images have permuted labels, test images
+        their true ones. NaN where an arithmetic was not measured. A run whose loss stops being finite ends there
         and has the attribute `diverged` = 1.
 
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"torch {torch.__version__} finds no CUDA device on {platform.node()}: take the device cpu")
     training = experiments[0].training
-    dataset = _dataset(training, device)
+    clean = _dataset(training, device)
+    dataset = _with_noise(clean, training)
     watched = _splits(dataset)
     points = {e: _points(e, dataset) for e in experiments}
+    truth = {e: _truth(e, dataset, clean) for e in experiments}
     model = build_model(
         training.model,
         dataset,
@@ -328,7 +340,7 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
                 break
             before = time.perf_counter()
             for e in experiments:
-                run.add(e.identity, _at(checkpoint, _measured(e, checkpoint, points[e], due), seen))
+                run.add(e.identity, _at(checkpoint, _measured(e, checkpoint, points[e], truth[e], due), seen))
             now = time.perf_counter()
             run.seconds, run.seconds_measuring = run.seconds + now - mark, run.seconds_measuring + now - before
             run.training, mark = checkpoint.state, now
@@ -348,9 +360,20 @@ def stages(images: Iterable[int]) -> list[int]:
 
 
 def _points(experiment: Experiment, dataset: Dataset) -> tuple[Points, Points]:
-    training, measurement = experiment.training, experiment.measurement
-    seed = training.seed if measurement.subset is None else measurement.subset
-    return measured_points(dataset, measurement.points, seed)
+    return measured_points(dataset, experiment.measurement.points, _seed_of_points(experiment))
+
+
+def _seed_of_points(experiment: Experiment) -> int:
+    subset = experiment.measurement.subset
+    return experiment.training.seed if subset is None else subset
+
+
+def _truth(experiment: Experiment, dataset: Dataset, clean: Dataset) -> Tensor | None:
+    """The true labels of the measured points, where training has others."""
+    if not experiment.training.label_noise:
+        return None
+    index, index2 = measured_indices(dataset, experiment.measurement.points, _seed_of_points(experiment))
+    return torch.cat([clean.train[1][index], clean.validation[1][index2]])
 
 
 def _made_with(dataset: Dataset, device: str) -> dict[str, Any]:
@@ -363,7 +386,9 @@ def _made_with(dataset: Dataset, device: str) -> dict[str, Any]:
     }
 
 
-def _measured(experiment: Experiment, checkpoint: Checkpoint, points: list[Points], due: list[int]) -> xr.Dataset:
+def _measured(
+    experiment: Experiment, checkpoint: Checkpoint, points: tuple[Points, Points], truth: Tensor | None, due: list[int]
+) -> xr.Dataset:
     measurement, stage = experiment.measurement, _four(due)
     everything = checkpoint.images in {*stage, *due[-LAST:], *due[:: measurement.every]}
     arithmetics = measurement.arithmetics if everything else ("exact",)
@@ -374,6 +399,7 @@ def _measured(experiment: Experiment, checkpoint: Checkpoint, points: list[Point
         errors=checkpoint.images in stage and not measurement.attribution,
         own=LOSSES[experiment.training.loss],
         attribution=measurement.attribution,
+        truth=truth,
     )
 
 
@@ -432,6 +458,15 @@ def _dataset(training: Training, device: str) -> Dataset:
         chosen = balanced_subset(y, training.train_size, training.seed)
         parts["train"] = x[chosen], y[chosen]
     return replace(dataset, **{name: (x.to(device, dtype), y.to(device)) for name, (x, y) in parts.items()})
+
+
+def _with_noise(dataset: Dataset, training: Training) -> Dataset:
+    """With training and validation labels permuted; test labels stay true."""
+    if not training.label_noise:
+        return dataset
+    parts = {name: getattr(dataset, name) for name in ("train", "validation")}
+    noise = {name: (x, random_labels(y, training.label_noise, training.seed)) for name, (x, y) in parts.items()}
+    return replace(dataset, **noise)
 
 
 def _at(checkpoint: Checkpoint, found: xr.Dataset, watched: dict[str, tuple[float, float]]) -> xr.Dataset:

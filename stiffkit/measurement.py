@@ -13,7 +13,7 @@ from stiffkit.data import Dataset, Points, balanced_subset
 from stiffkit.gradients import GradientGram, gradient_gram
 from stiffkit.losses import cross_entropy, cross_entropy_float32, cross_entropy_keras2019
 from stiffkit.output_gradients import Loss
-from stiffkit.regimes import MEASURES, REGIMES, blocks, cells, class_matrices
+from stiffkit.regimes import MEASURES, REGIMES, blocks, cells, class_matrices, sides
 from stiffkit.statistics import bootstrap_error
 
 MEASUREMENT_VERSION = (
@@ -32,15 +32,21 @@ SPOKEN = {  # what figures and tables call them
     OWN: "own loss",
 }
 GAP = 16.0  # the logit gap beyond which float32 loses 1 - p, and clipping makes the gradient zero
+AGREEMENT = ("same", "other")  # of the labels of a pair
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 BATCHES = 10  # of the training points, for gradient disparity
 
 
 def measured_points(dataset: Dataset, size: int, seed: int) -> tuple[Points, Points]:
     """The `size` training and `size` validation points, balanced over classes, that a seed stands for."""
-    index, index2 = (balanced_subset(y, size, seed) for y in (dataset.train[1], dataset.validation[1]))
+    index, index2 = measured_indices(dataset, size, seed)
     (x, y), (x2, y2) = dataset.train, dataset.validation
     return (x[index], y[index]), (x2[index2], y2[index2])
+
+
+def measured_indices(dataset: Dataset, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Which of the training and of the validation images `measured_points` are."""
+    return tuple(balanced_subset(y, size, seed) for y in (dataset.train[1], dataset.validation[1]))
 
 
 def measure(
@@ -52,6 +58,7 @@ def measure(
     errors: bool,
     own: Loss | None = None,
     attribution: bool = False,
+    truth: Tensor | None = None,
 ) -> xr.Dataset:
     r"""Stiffness of training and validation points at one checkpoint.
 
@@ -66,6 +73,8 @@ def measure(
         errors: also bootstrap errors over points, of train-train and val-val in exact arithmetic.
         own: the loss that "own" stands for.
         attribution: also what `attribution_of` gives.
+        truth: the true class of each point, (2 n,), where the points' targets are permuted labels: the class matrices
+            by true class as well.
 
     Returns:
         A Dataset, float64, with these variables; regime is train-train, train-val or val-val, measure sign or cos.
@@ -84,6 +93,11 @@ def measure(
         * `points_for_90` (part): the smallest share of the points whose gradient norms make up 90 % of their sum.
         * `gradient_norm` $\|\bar g\|$, `mean_norm` $\overline{\|g\|}$ and `disparity`, the mean
           $\|\bar g_A - \bar g_B\|$ over pairs of 10 disjoint batches (Forouzesh and Thiran 2021): of training points.
+        * `coherence` (part): m-coherence $\|\sum g\|^2 / \sum \|g\|^2$ (Chatterjee and Zielinski 2020), from 0 to the
+          number of points; 1 for gradients that are orthogonal.
+        * `true_stiffness`, `true_within`, `true_between`, with `truth`: as `stiffness`, `within`, `between`, by true
+          class; NaN for classes of which a part has too few points. `crossed` (regime, measure, given, true): exact
+          means over the pairs that have the same given label, or others, and the same true one, or others.
         * `gap` (part, quantile) of the logit gap $\log(p_y / (1 - p_y))$; `past_gap` (part): share of points above 16.
 
     """
@@ -106,6 +120,7 @@ def measure(
         _gaps(gap, parts),
     ]
     found += [_errors(exact, y, parts)] if errors else []
+    found += [] if truth is None else [_by_truth(grams, y, truth.cpu(), parts)]
     found += [attribution_of(layers, grams, y, parts, right=z.argmax(dim=1) == y, gap=gap)] if attribution else []
     return xr.merge(found)
 
@@ -126,12 +141,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
 def _stiffness(grams: dict[str, GradientGram], y: Tensor, parts: dict[str, slice]) -> xr.Dataset:
     signs = {name: gram.cos.sign() for name, gram in grams.items()}
     wrong = {name: GradientGram((sign != signs["exact"]).double(), *_rest(grams[name])) for name, sign in signs.items()}
-    C = [class_matrices(gram, y, parts) for gram in grams.values()]
-    dimensions = {"arithmetic": list(grams), "regime": list(REGIMES), "measure": list(MEASURES)}
-    classes = y.unique().numpy()
-    stiffness = xr.DataArray(C, dimensions | {"class_a": classes, "class_b": classes})
-    return within_between(stiffness).assign(
-        stiffness=stiffness,
+    return _by_class(grams, y, parts).assign(
         wrong_sign=(("arithmetic", "regime"), [[_mean(b) for b, *_ in blocks(w, y, parts)] for w in wrong.values()]),
         zero=(
             ("arithmetic", "part"),
@@ -139,6 +149,29 @@ def _stiffness(grams: dict[str, GradientGram], y: Tensor, parts: dict[str, slice
         ),
         part=list(parts),
     )
+
+
+def _by_class(grams: dict[str, GradientGram], y: Tensor, parts: dict[str, slice]) -> xr.Dataset:
+    """Class matrices and their summaries."""
+    C = [class_matrices(gram, y, parts) for gram in grams.values()]
+    dimensions = {"arithmetic": list(grams), "regime": list(REGIMES), "measure": list(MEASURES)}
+    classes = y.unique().numpy()
+    stiffness = xr.DataArray(C, dimensions | {"class_a": classes, "class_b": classes})
+    return within_between(stiffness).assign(stiffness=stiffness)
+
+
+def _by_truth(grams: dict[str, GradientGram], y: Tensor, truth: Tensor, parts: dict[str, slice]) -> xr.Dataset:
+    """Class matrices by true class, and means over pairs by whether given and true labels agree."""
+    found = _by_class(grams, truth, parts)
+    kinds = 2 * (y[:, None] != y).int() + (truth[:, None] != truth)
+    crossed = []
+    for rows, columns in sides(parts):
+        block, kind = grams["exact"].block(rows, columns), kinds[rows, columns]
+        values = [stiffness(block, measure) for measure in MEASURES]
+        crossed.append([[float(v[(kind == k) & ~block.self_pairs].mean()) for k in range(4)] for v in values])
+    axes = {"regime": list(REGIMES), "measure": list(MEASURES), "given": list(AGREEMENT), "true": list(AGREEMENT)}
+    array = xr.DataArray(np.reshape(crossed, (len(REGIMES), len(MEASURES), 2, 2)), axes)
+    return found.rename({name: f"true_{name}" for name in found.data_vars}).assign(crossed=array)
 
 
 def _rest(gram: GradientGram) -> tuple[Tensor, Tensor, Tensor]:
@@ -200,10 +233,18 @@ def _norms(gram: GradientGram, parts: dict[str, slice]) -> xr.Dataset:
             "gradient_norm": float(dot.mean().clamp(min=0).sqrt()),
             "mean_norm": float(norms.mean()),
             "disparity": float(squares[i, j].clamp(min=0).sqrt().mean()),
+            "coherence": ("part", [_coherence(gram, part) for part in parts.values()]),
             "points_for_90": ("part", [_concentration(gram.norms[part]) for part in parts.values()]),
         },
         {"part": list(parts)},
     )
+
+
+def _coherence(gram: GradientGram, part: slice) -> float:
+    """In units of the largest norm, whose square may underflow."""
+    norms = gram.norms[part]
+    u = norms / norms.max().where(norms.any(), 1.0)
+    return _ratio(u @ gram.cos[part, part] @ u, u @ u)
 
 
 def _concentration(norms: Tensor) -> float:

@@ -1,5 +1,7 @@
 """Data sets: preprocessing, splits, balanced subsets, and the real data."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +127,32 @@ def test_a_seed_means_the_same_points_everywhere():
     y = torch.arange(1000) % 3
     assert data.balanced_subset(y, 9, seed=1).tolist() == PINNED
     assert data.balanced_subset(y, 9, seed=2).tolist() != PINNED
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 200), share=st.floats(0, 1), seed=st.integers(0, 2**32 - 1))
+def test_random_labels_permute_a_share_among_themselves(n, share, seed):
+    y = torch.arange(n) % 7
+    permuted = data.random_labels(y, share, seed)
+    assert permuted.bincount(minlength=7).equal(y.bincount(minlength=7))
+    assert int((permuted != y).sum()) <= round(share * n)
+    assert permuted.equal(data.random_labels(y, share, seed))
+    assert y.equal(torch.arange(n) % 7)
+
+
+def test_the_points_with_random_labels_grow_with_the_share():
+    y = torch.arange(10_000)  # every label its own, so that a point that keeps it is one in 10,000
+    changed = [set((data.random_labels(y, share, 3) != y).nonzero()[:, 0].tolist()) for share in (0.25, 0.5, 1.0)]
+    for few, more in pairwise(changed):
+        assert len(few - more) <= 3
+    assert [len(c) for c in changed] == pytest.approx([2500, 5000, 10_000], abs=5)
+    assert not data.random_labels(y, 1.0, 3).equal(data.random_labels(y, 1.0, 4))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_of_random_labels_outside_of_0_to_1_is_refused(share):
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        data.random_labels(torch.arange(5), share, 1)
 
 
 PINNED = [177, 810, 540, 985, 445, 142, 833, 734, 836]

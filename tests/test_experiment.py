@@ -16,7 +16,7 @@ import xarray as xr
 from oracles import plain_cross_entropy
 
 from stiffkit import results
-from stiffkit.data import load
+from stiffkit.data import balanced_subset, load, random_labels
 from stiffkit.experiment import Experiment, Measurement, Training, compute, run_all, stages
 from stiffkit.measurement import MEASUREMENT_VERSION, measure, measured_points
 from stiffkit.models import build_model
@@ -82,6 +82,7 @@ OTHERS = {
     "activation": "tanh",
     "dtype": "float64",
     "train_size": 1000,
+    "label_noise": 0.5,
     "schedule": "sparse",
     "points": 100,
     "arithmetics": ("exact",),
@@ -343,6 +344,7 @@ def test_computed_again_it_is_the_same_bit_for_bit_whatever_the_threads(run):
         {"loss": "label_smoothing"},
         {"activation": "tanh"},
         {"train_size": 100},
+        {"label_noise": 0.5},
     ],
 )
 def test_every_field_of_the_training_has_an_effect(run, fields):
@@ -367,6 +369,32 @@ def test_a_small_training_set_is_balanced_and_the_seeds_own(monkeypatch):
     (x, y), (x2, _) = seen
     assert y.bincount().tolist() == [5] * 10
     assert not torch.equal(x, x2)
+
+
+def test_random_labels_for_training_and_validation_and_true_ones_for_the_test(monkeypatch):
+    from stiffkit import experiment
+
+    digits, seen = load("digits"), []
+    labels = [random_labels(y, 0.5, 1) for y in (digits.train[1], digits.validation[1])]
+    monkeypatch.setattr(experiment, "train", lambda model, points, **_: seen.append(points) or iter(()))
+    computed(small(label_noise=0.5))
+    (x, y) = seen[0]
+    assert torch.equal(x, digits.train[0])
+    assert torch.equal(y, labels[0])
+    monkeypatch.undo()
+    found = computed(small(label_noise=0.5, checkpoints=(0,), arithmetics=("exact",))).isel(images=0)
+    model, parts = build_model("fc", digits, 1), (digits.train, digits.validation, digits.test)
+    for split, (x, clean), y in zip(("train", "validation", "test"), parts, [*labels, digits.test[1]], strict=True):
+        right = float((model(x).argmax(1) == y).double().mean())
+        assert float(found.accuracy.sel(split=split)) == pytest.approx(right)
+        assert torch.equal(y, clean) == (split == "test")
+    index = balanced_subset(labels[0], 20, 1)
+    index2 = balanced_subset(labels[1], 20, 1)
+    points = [(x[i], y[i]) for (x, _), y, i in zip(parts, labels, (index, index2), strict=False)]
+    truth = torch.cat([digits.train[1][index], digits.validation[1][index2]])
+    expected = measure(model, *points, errors=True, truth=truth)
+    for name in ("within", "true_within", "true_stiffness", "crossed"):
+        np.testing.assert_array_equal(found[name], expected[name])
 
 
 def test_a_network_measured_with_its_own_loss():

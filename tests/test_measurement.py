@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from oracles import class_means, fitted_gram, gradients, logit_reader, logits_with_gap, plain_cross_entropy
 from torch import nn
 
@@ -91,6 +92,7 @@ def test_variables_dimensions_and_types(case):
         "gradient_norm": (),
         "mean_norm": (),
         "disparity": (),
+        "coherence": ("part",),
         "gap": ("part", "quantile"),
         "past_gap": ("part",),
     }
@@ -172,6 +174,47 @@ def test_norms_and_disparity_of_training_batches(case):
     assert float(found.disparity) == pytest.approx(sum(distances) / 45)
     assert float(found.gradient_norm) == pytest.approx(float(batch_gradient(torch.arange(24)).norm()))
     assert float(found.mean_norm) == pytest.approx(sum(float(g.norm()) for g in G["train"]) / 24)
+
+
+def test_coherence(case):
+    *_, G, _, found = case
+    for part, rows in G.items():
+        expected = float(rows.sum(0).square().sum() / rows.square().sum())
+        assert float(found.coherence.sel(part=part)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("name", ["sign", "cos"])
+def test_class_matrices_by_true_label(case, regime, name):
+    model, parts, G, y, plain = case
+    truth = {"train": torch.arange(24) % 4, "val": torch.arange(18) % 3}  # no validation point of class 3
+    found = measure(model, *parts.values(), tuple(ARITHMETICS), errors=True, truth=torch.cat([*truth.values()]))
+    xr.testing.assert_identical(found[list(plain.data_vars)].drop_vars(["given", "true"], errors="ignore"), plain)
+    here = found.sel(arithmetic="exact", regime=regime, measure=name)
+    expected = class_matrix(G, truth, regime, name)
+    for (a, b), mean in expected.items():
+        assert float(here.true_stiffness.sel(class_a=a, class_b=b)) == pytest.approx(mean, abs=1e-9, nan_ok=True)
+    assert int(here.true_stiffness.isnull().sum()) == {"train-train": 0, "train-val": 4, "val-val": 7}[regime]
+    assert [float(here.true_within), float(here.true_between)] == pytest.approx(summaries(expected), abs=1e-9)
+    a, b = REGIMES[regime]
+    values = {}
+    for i, j in pairs(G[a], G[b], a == b):
+        kind = tuple("same" if labels[a][i] == labels[b][j] else "other" for labels in (y, truth))
+        values.setdefault(kind, []).append(sign_and_cosine(G[a][i], G[b][j])[name])
+    for (given, true), found_here in values.items():
+        mean = sum(found_here) / len(found_here)
+        assert float(here.crossed.sel(given=given, true=true)) == pytest.approx(mean, abs=1e-9)
+
+
+def test_a_class_with_one_point_has_no_cell_with_itself_and_poisons_no_mean():
+    model, training, validation = problem()
+    truth = torch.zeros(42, dtype=torch.int64)
+    truth[0] = 1
+    found = measure(model, training, validation, errors=False, truth=truth).sel(arithmetic="exact", measure="cos")
+    C = found.true_stiffness.sel(regime="train-train")
+    assert np.isnan(float(C.sel(class_a=1, class_b=1)))
+    assert float(found.true_within.sel(regime="train-train")) == float(C.sel(class_a=0, class_b=0))
+    assert not found.true_within.isnull().any()
 
 
 def test_the_fewest_points_that_hold_nine_tenths_of_the_norm(case):
