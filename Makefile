@@ -25,8 +25,5 @@ benchmark:  ## time the Gram matrix against its peers, which are installed into 
 clean:  ## remove the built site, the live pages and caches
 	@$(PYTHON) ci/clean.py
 
-distbenchmark:  ## time the Gram matrix against its peers, which are installed into .venv first
-	@$(PYTHON) ci/benchmark.py $(ARGS)
-
-clean:  ## remove .venv too
+distclean:  ## remove .venv too
 	@$(PYTHON) ci/clean.py --all

@@ -1,14 +1,15 @@
 """Times gradient_gram against its peers, in turn in one process: the Gram matrix of all loss gradients, float32.
 
-python benchmarks/gram.py [--workload NAME ...] [--repeats 5] [--device cuda] [--growth FILE.svg]
+python benchmarks/gram.py [--workload NAME ...] [--repeats 5] [--device cuda] [--growth benchmarks/growth.svg]
 
 For each candidate the median of the repeats, or one time where that is longer than 100 s; the memory taken beside model
 and points (Linux, CUDA); the largest error of a cosine among the first 32 points (8 of BERT-base), against a float64
 loop. The floor counts the operations of a forward pass, a backward pass to the layers' inputs, per-sample weight
 gradients where they must exist and half of a Gram product, at the rate that this machine multiplies large matrices
 with. A candidate that refuses a network says so, and so does one whose gradients of all points do not fit into memory
-twice. No TF32. Opacus and BackPACK take part where they are installed: `python ci/benchmark.py` installs them. With
---growth instead how time grows with the number of points and of parameters, as a table and a plot.
+twice. No TF32. Opacus and BackPACK take part where they are installed: `python ci/benchmark.py` installs them. After
+the workloads, where none was named, how time grows with the number of points and of parameters, each timed once after a
+first call, as a table and a plot.
 """
 
 import argparse
@@ -172,9 +173,6 @@ def main(workload, repeats, device, growth):
     speed = rate(device)
     kind = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, {kind}, products at {speed:.0f} GF/s, {repeats} repeats")
-    if growth:
-        grown(repeats, device, growth)
-        return
     for name in workload or WORKLOADS:
         model, x, y = built(WORKLOADS[name], device)
         print(f"\n{name}, {parameters(model):,} parameters; floor {floor(model, x) / speed / 1e9:.3g} s\n")
@@ -183,6 +181,8 @@ def main(workload, repeats, device, growth):
         for candidate, (seconds, memory, error) in found.items():
             numbers = f"{seconds:.3g} | {memory:.0f} | {seconds / found['stiffkit'][0]:.2g} | {error:.0e}"
             print(f"| {candidate} | {numbers} |", flush=True)
+    if not workload:
+        grown(device, growth)
 
 
 def built(workload, device):
@@ -209,7 +209,7 @@ def timed(model, x, y, repeats, checked=0):
             K, memory = taken(gram, device, model, x, y)
             seconds[candidate] = [now(device) - start]
         except REFUSALS as refusal:
-            print(f"| {candidate} | refuses: {str(refusal).strip().splitlines()[0][:60]} | | | |")
+            print(f"| {candidate} | refuses: {str(refusal).strip().splitlines()[0][:60].rstrip()} | | | |")
             continue
         error = float((cosines(K)[:checked, :checked] - exact).abs().max()) if checked else float("nan")
         others[candidate] = memory, error
@@ -224,15 +224,16 @@ def timed(model, x, y, repeats, checked=0):
     return {candidate: (median, *others[candidate]) for candidate, median in medians.items()}
 
 
-def grown(repeats, device, path):
+def grown(device, path):
     """How time grows with points and parameters."""
     import matplotlib.pyplot as plt
     import pandas as pd
 
+    print("\nGrowth, seconds\n")
     rows = []
     for workload in GROWTH.values():
         model, x, y = built(workload, device)
-        found = {candidate: median for candidate, (median, *_) in timed(model, x, y, repeats).items()}
+        found = {candidate: median for candidate, (median, *_) in timed(model, x, y, repeats=1).items()}
         rows.append({"points": len(x), "parameters": parameters(model), **found})
     table = pd.DataFrame(rows)
     print(table.to_markdown(index=False, floatfmt=".3g"), flush=True)
@@ -317,5 +318,5 @@ if __name__ == "__main__":
     options.add_argument("--workload", nargs="*", choices=WORKLOADS)
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options.add_argument("--growth", metavar="FILE.svg")
+    options.add_argument("--growth", metavar="FILE.svg", default="benchmarks/growth.svg")
     main(**vars(options.parse_args()))
