@@ -8,8 +8,8 @@ loop. The floor counts the operations of a forward pass, a backward pass to the 
 gradients where they must exist and half of a Gram product, at the rate that this machine multiplies large matrices
 with. A candidate that refuses a network says so, and so does one whose gradients of all points do not fit into memory
 twice. No TF32. Opacus and BackPACK take part where they are installed: `python ci/benchmark.py` installs them. After
-the workloads, where none was named, how time grows with the number of points and of parameters, each timed once after a
-first call, as a table and a plot.
+the workloads, where none was named: the cosine class matrix of BERT-base from class sums, once; and how time grows with
+the number of points and of parameters, each timed once after a first call, as a table and a plot.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stiffkit import gradient_gram
+from stiffkit import class_cosine, gradient_gram
 from stiffkit._torchvision import import_torchvision
 from stiffkit.measuring import free_memory
 
@@ -182,6 +182,7 @@ def main(workload, repeats, device, growth):
             numbers = f"{seconds:.3g} | {memory:.0f} | {seconds / found['stiffkit'][0]:.2g} | {error:.0e}"
             print(f"| {candidate} | {numbers} |", flush=True)
     if not workload:
+        class_sums(device)
         grown(device, growth)
 
 
@@ -222,6 +223,14 @@ def timed(model, x, y, repeats, checked=0):
             found.append(now(device) - start)
     medians = {c: statistics.median(found[1:] or found) for c, found in seconds.items()}  # the first was to warm up
     return {candidate: (median, *others[candidate]) for candidate, median in medians.items()}
+
+
+def class_sums(device, n=500):
+    """The cosine class matrix of BERT-base, whose Gram matrix would need all points' signals at once."""
+    model, x, y = built(partial(bert, 12, 768, n), device)
+    start = now(device)
+    _, memory = taken(class_cosine, device, model, nn.CrossEntropyLoss(reduction="none"), (x, y), y.cpu())
+    print(f"\nClass sums of BERT-base T=128, N={n}: {now(device) - start:.3g} s, {memory:.0f} MB", flush=True)
 
 
 def grown(device, path):
