@@ -77,8 +77,10 @@ def arithmetics_distance(
 
 
 def greatest(runs: xr.Dataset, variable: str, measure: str, regime: str) -> xr.DataArray:
-    """The greatest running mean of `within` or `between` at any time."""
-    return smoothed(runs[variable].sel(measure=measure, regime=regime)).max("images")
+    """The greatest running mean of `within` or `between` at any time, over the checkpoints that were measured."""
+    values = runs[variable].sel(measure=measure, regime=regime)
+    each = [smoothed(values.sel(arithmetic=a).dropna("images", how="all")).max("images") for a in values.arithmetic]
+    return xr.concat(each, "arithmetic")
 
 
 def coherence_rise(runs: xr.Dataset, part: str) -> xr.DataArray:

@@ -14,6 +14,8 @@ from stiffkit.endpoints import (
     change,
     clipped_misfit,
     clipped_prediction,
+    coherence_rise,
+    greatest,
     larger_change,
     layer_change,
     least_of_last_layer,
@@ -148,6 +150,26 @@ def test_level_of_the_diagonal():
     assert level(made_up(tabled, epoch), "between", "sign", "train-val", "learning").values == pytest.approx(
         2.125, rel=1e-3
     )
+
+
+def test_level_by_true_class():
+    runs = made_up(epoch)
+    runs = runs.assign(true_within=runs.within + 1, true_between=runs.between - 2)
+    for variable, expected in (("true_within", 26.5), ("true_between", -2), ("true_diagonal", 28.5)):
+        assert level(runs, variable, "cos", "val-val", "late").values == pytest.approx(expected)
+
+
+def test_the_greatest_running_mean_at_any_time_and_of_what_was_measured():
+    runs = made_up(missing(lambda seed, epochs: epochs % 1 > 0, lambda seed, epochs, *_: -abs(epochs - 12)))
+    found = greatest(runs, "within", "sign", "val-val")
+    assert found.sel(arithmetic="exact").values == pytest.approx([-1.2] * 2)  # epochs 10 to 14
+    assert found.sel(arithmetic="keras2019").values == pytest.approx([-1.2] * 2)
+
+
+def test_the_rise_of_coherence():
+    runs = made_up(epoch, coherence=lambda seed, epochs: 1 + epochs)
+    runs["coherence"] = runs.coherence.expand_dims(part=["train", "val"])
+    assert coherence_rise(runs, "val").values == pytest.approx([29.0] * 2)
 
 
 def test_change_and_ratio():
@@ -463,6 +485,8 @@ def test_every_quantity_that_a_claim_can_name():
         "ratio",
         "arithmetics_apart",
         "arithmetics_distance",
+        "greatest",
+        "coherence_rise",
         "least_of_last_layer",
         "layer_change",
         "pair_change",
