@@ -1,6 +1,6 @@
 """How a gradient step on one example changes the loss of another: exact gradient alignment for PyTorch networks."""
 
-from stiffkit.alignment import class_cosine, class_stiffness, stiffness, within_between
+from stiffkit.alignment import class_cosine, class_stiffness, group_stiffness, stiffness, within_between
 from stiffkit.gradients import GradientGram, gradient_gram, gradient_norms
 
 __version__ = "0.1.0"
@@ -11,6 +11,7 @@ __all__ = [
     "class_stiffness",
     "gradient_gram",
     "gradient_norms",
+    "group_stiffness",
     "stiffness",
     "within_between",
 ]

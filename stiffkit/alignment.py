@@ -1,5 +1,7 @@
 """Stiffness, and what is averaged over classes."""
 
+from collections.abc import Hashable, Sequence
+
 import numpy as np
 import torch
 import xarray as xr
@@ -80,6 +82,41 @@ def within_between(C: xr.DataArray) -> xr.Dataset:
     same = C.class_a == C.class_b
     cells = ["class_a", "class_b"]
     return xr.Dataset({"within": C.where(same).mean(cells), "between": C.where(~same).mean(cells)})
+
+
+def group_stiffness(C: xr.DataArray, groups: Sequence[Hashable]) -> xr.Dataset:
+    r"""Summaries of class matrices by groups of classes, as superclasses are (Fort et al., v3, Figs 6 to 8).
+
+    Every cell counts alike. Cells that are NaN are left out; a mean of no cells is NaN.
+
+    Args:
+        C: with dimensions class_a and class_b, K classes each; further dimensions (seed, checkpoint) are kept.
+        groups: the group of each class, K of them, in the order of `C.class_a`.
+
+    Returns:
+        A Dataset, in [-1, 1], with `within`, the mean diagonal cell; `related`, the mean cell of two classes of one
+        group; and `unrelated`, of two classes of different groups.
+
+    >>> C = xr.DataArray([[1.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 1.0]], dims=("class_a", "class_b"))
+    >>> group_stiffness(C, ["fish", "fish", "tree"]).to_array().round(3).values.tolist()
+    [1.0, 0.5, 0.1]
+
+    """
+    same, own = same_group(C, groups), np.eye(len(groups), dtype=bool)
+    kinds = {"within": own, "related": same & ~own, "unrelated": ~same}
+    cells = ["class_a", "class_b"]
+    return xr.Dataset({name: C.where(xr.DataArray(chosen, dims=cells)).mean(cells) for name, chosen in kinds.items()})
+
+
+def same_group(C: xr.DataArray, groups: Sequence[Hashable]) -> np.ndarray:
+    """Whether two classes are of one group, (K, K)."""
+    shape = C.sizes["class_a"], C.sizes["class_b"]
+    if shape != (len(groups), len(groups)):
+        raise ValueError(
+            f"C has {shape[0]} x {shape[1]} classes, and there are {len(groups)} groups: one for each class"
+        )
+    numbers = np.unique([str(group) for group in groups], return_inverse=True)[1]
+    return numbers[:, None] == numbers
 
 
 def class_cosine(

@@ -1,11 +1,13 @@
 """How sure one is of a class matrix and its summaries."""
 
+from collections.abc import Callable, Hashable, Sequence
+
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
 
-from stiffkit.alignment import Labels, class_indicators, weighted_cells, within_between
+from stiffkit.alignment import Labels, class_indicators, same_group, weighted_cells, within_between
 
 
 def t_interval(values: xr.DataArray, dimension: str = "seed", level: float = 0.95) -> xr.Dataset:
@@ -63,3 +65,104 @@ def bootstrap_error(S: Tensor, y: Labels, *, resamples: int = 500, seed: int = 0
         cells.append(weighted_cells(S, weights, weights)[0].numpy())
     matrices = xr.DataArray(np.stack(cells), dims=("resample", "class_a", "class_b"))
     return within_between(matrices).std("resample", ddof=1)
+
+
+def grouping_test(
+    C: xr.DataArray, groups: Sequence[Hashable], *, permutations: int = 9_999, seed: int = 0
+) -> xr.Dataset:
+    r"""Whether classes of one group are stiffer towards each other than classes of random groups of the same sizes.
+
+    The statistic is the mean cell of two classes of one group less that of two classes of different groups. Under the
+    null hypothesis the groups could as well be dealt out at random: the labels of rows and columns are permuted
+    together, B times, and $p = (1 + b) / (1 + B)$ with b the permutations that reach the observed value.
+
+    Args:
+        C: one class matrix, (K, K), averaged over seeds first; its diagonal is not looked at, NaN cells are left out.
+        groups: the group of each class, in the order of `C.class_a`.
+        permutations: B.
+        seed: of the permutations.
+
+    Returns:
+        A Dataset with `observed`; `null` (permutation); `p`, one-sided; `p_below`, of the other side; and `effect`, the
+        observed value in standard deviations of the null from its mean.
+
+    """
+    cells = _off_diagonal(C)
+    kept = np.isfinite(cells)
+    values = np.where(kept, cells, 0.0)
+
+    def statistic(same: np.ndarray) -> np.ndarray:
+        inside, number = same @ values, same @ kept
+        return inside / number - (values.sum() - inside) / (kept.sum() - number)
+
+    return _permuted(C, groups, statistic, permutations, seed)
+
+
+def partial_mantel(
+    C: xr.DataArray,
+    groups: Sequence[Hashable],
+    controls: Sequence[xr.DataArray],
+    *,
+    permutations: int = 9_999,
+    seed: int = 0,
+) -> xr.Dataset:
+    r"""Whether groups of classes explain a class matrix beyond other matrices: a partial Mantel test.
+
+    After Smouse, Long and Sokal (1986). The statistic is the correlation of the cells off the diagonal with the
+    indicator of "same group", after the controls and a constant have been regressed out of both. The labels of the
+    groups are permuted, not the matrices.
+
+    Args:
+        C: as for `grouping_test`, without NaN off the diagonal.
+        groups: as for `grouping_test`.
+        controls: matrices like C, such as the similarity of inputs and the class matrix before training.
+        permutations: as for `grouping_test`.
+        seed: as for `grouping_test`.
+
+    Returns:
+        As for `grouping_test`; `observed` is a partial correlation.
+
+    """
+    cells = _off_diagonal(C)
+    design = np.stack([np.ones_like(cells), *(_off_diagonal(control) for control in controls)], axis=1)
+    if not np.isfinite([*cells, *design.flat]).all():
+        raise ValueError("a cell off the diagonal is NaN: leave out classes without points")
+    basis = np.linalg.qr(design)[0]
+    rest = cells - basis @ (basis.T @ cells)
+
+    def statistic(same: np.ndarray) -> np.ndarray:
+        unexplained = same.sum(axis=1) - np.square(same @ basis).sum(axis=1)
+        return same @ rest / (np.linalg.norm(rest) * np.sqrt(unexplained))
+
+    return _permuted(C, groups, statistic, permutations, seed)
+
+
+def _off_diagonal(C: xr.DataArray) -> np.ndarray:
+    values = C.transpose("class_a", "class_b").values.astype(float)
+    return values[~np.eye(len(values), dtype=bool)]
+
+
+def _permuted(
+    C: xr.DataArray,
+    groups: Sequence[Hashable],
+    statistic: Callable[[np.ndarray], np.ndarray],
+    permutations: int,
+    seed: int,
+) -> xr.Dataset:
+    """The statistic of the groups, and its distribution over permutations of them; each a row of "same group" cells."""
+    same = same_group(C, groups)
+    if not 1 < len(np.unique(same, axis=0)) < len(groups):
+        raise ValueError("there must be at least two groups, and one of at least two classes")
+    off, generator = ~np.eye(len(groups), dtype=bool), np.random.default_rng(seed)
+    observed = float(statistic(same[off][None].astype(float))[0])
+    null = np.empty(permutations)
+    for start in range(0, permutations, 256):
+        orders = [generator.permutation(len(groups)) for _ in null[start : start + 256]]
+        null[start : start + 256] = statistic(np.stack([same[order][:, order][off] for order in orders]).astype(float))
+    slack = 1e-12 * abs(null).max()  # permutations that leave the groups as they are differ by rounding
+    shares = {
+        "p": (1 + (null >= observed - slack).sum()) / (1 + permutations),
+        "p_below": (1 + (null <= observed + slack).sum()) / (1 + permutations),
+    }
+    effect = (observed - null.mean()) / null.std(ddof=1)
+    return xr.Dataset({"observed": observed, "effect": effect, **shares, "null": ("permutation", null)})

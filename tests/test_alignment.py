@@ -1,3 +1,4 @@
+import itertools
 import math
 from fractions import Fraction
 
@@ -11,7 +12,16 @@ from hypothesis import strategies as st
 from oracles import CLASSES, MODELS, Forward, build, class_means, dyadic_mlp, logit_reader, logits_with_gap
 from torch import nn
 
-from stiffkit import GradientGram, class_cosine, class_stiffness, gradient_gram, losses, stiffness, within_between
+from stiffkit import (
+    GradientGram,
+    class_cosine,
+    class_stiffness,
+    gradient_gram,
+    group_stiffness,
+    losses,
+    stiffness,
+    within_between,
+)
 
 CROSS_ENTROPY = nn.CrossEntropyLoss(reduction="none")
 REFUSED = (ValueError, TypeError)
@@ -315,3 +325,26 @@ def test_last_layer_within_class_sign_is_one_at_any_confidence(scale):
     assert len(diagonal)
     assert (diagonal == 1).all()
     assert float(within_between(C).within) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_group_stiffness_is_a_mean_over_cells(seed):
+    random = np.random.default_rng(seed)
+    groups = random.integers(0, 3, 8).tolist()
+    C = xr.DataArray(random.uniform(-1, 1, (2, 8, 8)), dims=("seed", "class_a", "class_b"))
+    C[0, 1, 2] = np.nan
+    found = group_stiffness(C, groups)
+    for k in range(2):
+        cells = {"within": [], "related": [], "unrelated": []}
+        for i, j in itertools.product(range(8), repeat=2):
+            kind = "within" if i == j else "related" if groups[i] == groups[j] else "unrelated"
+            cells[kind].append(float(C[k, i, j]))
+        for kind, values in cells.items():
+            assert float(found[kind][k]) == pytest.approx(np.nanmean(values))
+
+
+def test_group_stiffness_without_related_classes_and_with_too_few_groups():
+    C = xr.DataArray(np.eye(3), dims=("class_a", "class_b"))
+    assert np.isnan(float(group_stiffness(C, ["a", "b", "c"]).related))
+    with pytest.raises(ValueError, match="one for each class"):
+        group_stiffness(C, ["a", "b"])

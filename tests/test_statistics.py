@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 from stiffkit import GradientGram, class_stiffness, stiffness, within_between
-from stiffkit.statistics import bootstrap_error, t_interval
+from stiffkit.statistics import bootstrap_error, grouping_test, partial_mantel, t_interval
 
 
 def made_gram(n, shift=0.0):
@@ -140,3 +140,104 @@ def test_t_interval_of_one_run_has_no_bounds_and_missing_runs_are_left_out():
     assert np.isfinite(found.low[0])
     assert np.isnan(found.low[1:]).all()
     assert np.isnan(found.high[1:]).all()
+
+
+# Groups of classes
+
+GROUPS = ["a", "b", "a", "c", "b", "c", "a"]
+
+
+def class_matrix(values):
+    return xr.DataArray(values, dims=("class_a", "class_b"))
+
+
+def made_matrix(seed=0, size=7):
+    return class_matrix(np.random.default_rng(seed).uniform(-1, 1, (size, size)))
+
+
+def related_less_unrelated(C, groups):
+    """Cell by cell."""
+    found = {True: [], False: []}
+    for i in range(len(groups)):
+        for j in range(len(groups)):
+            if i != j and C[i, j] == C[i, j]:
+                found[groups[i] == groups[j]].append(float(C[i, j]))
+    return np.mean(found[True]) - np.mean(found[False])
+
+
+def test_the_statistic_of_a_grouping():
+    C = made_matrix()
+    C[2, 5] = C[0, 2] = np.nan
+    C[3, 3] = 1e6  # the diagonal is not looked at
+    found = grouping_test(C, GROUPS, permutations=99)
+    assert float(found.observed) == pytest.approx(related_less_unrelated(C.values, GROUPS))
+
+
+def test_permutations_are_of_rows_and_columns_together():
+    """With two pairs of four classes there are three groupings: all values of the null are among theirs."""
+    C = made_matrix(1, 4)
+    null = grouping_test(C, [0, 0, 1, 1], permutations=500).null.values
+    values = [related_less_unrelated(C.values, g) for g in ([0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0])]
+    counts = [int(np.isclose(null, v).sum()) for v in values]
+    assert sum(counts) == 500
+    assert min(counts) > 120
+
+
+def test_p_counts_the_permutations_that_reach_the_observed_value():
+    C = made_matrix(2)
+    found = grouping_test(C, GROUPS, permutations=999)
+    reached = int((found.null >= found.observed - 1e-12).sum())
+    assert float(found.p) == pytest.approx((1 + reached) / 1000)
+    opposite = grouping_test(-C, GROUPS, permutations=999)
+    assert float(opposite.p_below) == float(found.p)
+    assert float(found.effect) == pytest.approx(float((found.observed - found.null.mean()) / found.null.std(ddof=1)))
+    assert grouping_test(C, GROUPS, permutations=99).identical(grouping_test(C, GROUPS, permutations=99))
+
+
+def test_structure_is_found_and_none_is_not():
+    groups = np.repeat(np.arange(5), 4)
+    noise = np.random.default_rng(3).normal(size=(100, 20, 20))
+    level = [float(grouping_test(class_matrix(n), groups, permutations=199).p) for n in noise]
+    assert 0 < np.mean(np.array(level) <= 0.05) < 0.12
+    found = grouping_test(class_matrix(noise[0] + (groups[:, None] == groups)), groups)
+    assert float(found.p) == 1e-4
+    assert float(found.effect) > 5
+
+
+def residual(y, X):
+    return y - X @ np.linalg.lstsq(X, y, rcond=None)[0]
+
+
+def test_partial_mantel_is_a_partial_correlation():
+    C, controls = made_matrix(4), [made_matrix(5), made_matrix(6)]
+    off = ~np.eye(7, dtype=bool)
+    same = (np.array(GROUPS)[:, None] == np.array(GROUPS))[off].astype(float)
+    X = np.stack([np.ones(42), *(c.values[off] for c in controls)], axis=1)
+    expected = np.corrcoef(residual(C.values[off], X), residual(same, X))[0, 1]
+    assert float(partial_mantel(C, GROUPS, controls, permutations=9).observed) == pytest.approx(expected)
+
+
+def test_groups_that_only_the_control_explains_are_not_found():
+    groups = np.repeat(np.arange(6), 4)
+    random = np.random.default_rng(7)
+    inputs = (groups[:, None] == groups) + 0.3 * random.normal(size=(24, 24))
+    C = class_matrix(inputs + 0.3 * random.normal(size=(24, 24)))
+    assert float(grouping_test(C, groups, permutations=999).p) == 1e-3
+    assert float(partial_mantel(C, groups, [class_matrix(inputs)], permutations=999).p) > 0.05
+    own = class_matrix(C.values + 0.5 * (groups[:, None] == groups))
+    assert float(partial_mantel(own, groups, [class_matrix(inputs)], permutations=999).p) == 1e-3
+
+
+@pytest.mark.parametrize("groups", [[0, 0, 0, 0], [0, 1, 2, 3]])
+def test_groups_that_group_nothing_are_refused(groups):
+    with pytest.raises(ValueError, match="at least two"):
+        grouping_test(made_matrix(0, 4), groups)
+
+
+def test_groups_of_another_number_of_classes_and_empty_cells_are_refused():
+    with pytest.raises(ValueError, match="one for each class"):
+        grouping_test(made_matrix(), [0, 0, 1])
+    C = made_matrix()
+    C[0, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        partial_mantel(C, GROUPS, [])
