@@ -1,6 +1,6 @@
 """Times gradient_gram against its peers, in turn in one process: the Gram matrix of all loss gradients, float32.
 
-python benchmarks/gram.py [--workload NAME ...] [--repeats 5] [--device cuda] [--growth benchmarks/growth.svg]
+python benchmarks/gram.py [--workload NAME ...] [--repeats 5] [--device cuda] [--growth _build/growth.svg]
 
 For each candidate the median of the repeats, or one time where that is longer than 100 s; the memory taken beside model
 and points (Linux, CUDA); the largest error of a cosine among the first 32 points (8 of BERT-base), against a float64
@@ -246,7 +246,6 @@ def class_sums(device, n=500):
 
 def grown(device, path):
     """How time grows with points and parameters."""
-    import matplotlib.pyplot as plt
     import pandas as pd
 
     print("\nGrowth, seconds\n")
@@ -257,16 +256,28 @@ def grown(device, path):
         rows.append({"points": len(x), "parameters": parameters(model), **found})
     table = pd.DataFrame(rows)
     print(table.to_markdown(index=False, floatfmt=".3g"), flush=True)
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+    draw(table, Path(path))
+
+
+def draw(table, path):
+    """Growth in points and in parameters, a panel each, both logarithmic."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
     reference = table.iloc[list(GROWTH).index("width x 1")]
     for ax, along, other in zip(axes, ("points", "parameters"), ("parameters", "points"), strict=True):
         part = table[table[other] == reference[other]].drop_duplicates(along).sort_values(along)
         for candidate in CANDIDATES:
             if candidate in part:
                 ax.loglog(part[along], part[candidate], "o-", label=candidate)
+        ax.set_xticks(part[along], [f"{value:,.0f}" for value in part[along]])
+        ax.set_xticks([], minor=True)
         ax.set_xlabel(along)
     axes[0].set_ylabel("seconds")
-    axes[0].legend(frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(CANDIDATES), frameon=False
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
@@ -338,5 +349,5 @@ if __name__ == "__main__":
     options.add_argument("--workload", nargs="*", choices=WORKLOADS)
     options.add_argument("--repeats", type=int, default=5)
     options.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options.add_argument("--growth", metavar="FILE.svg", default="benchmarks/growth.svg")
+    options.add_argument("--growth", metavar="FILE.svg", default="_build/growth.svg")
     main(**vars(options.parse_args()))
