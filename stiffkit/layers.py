@@ -191,8 +191,8 @@ def layer_squares(module: nn.Module, a: Tensor, b: Tensor, slice_bytes: int) -> 
     """The squared norms of one layer's gradients, (n,) in float64, by whichever form of them costs less."""
     if isinstance(module, nn.Linear):
         positions, inputs, outputs = a.shape[1], a.shape[2], b.shape[2]
-        usual = all(_at_size_one(x.flatten(1))[1] is None for x in (a, b))
-        if usual and positions * (inputs + outputs) < inputs * outputs:
+        short = positions * (inputs + outputs) < inputs * outputs
+        if short and all(_at_size_one(x.flatten(1))[1] is None for x in (a, b)):
             pairs = torch.bmm(a, a.mT) if _trains(module, "weight") else a.new_zeros(len(a), positions, positions)
             pairs += float(_trains(module, "bias"))
             return (pairs * torch.bmm(b, b.mT)).flatten(1).double().sum(dim=1)
