@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from stiffkit.layers import Products, layer_products, layer_squares, products, squared_norms
+from stiffkit.layers import Buffer, Products, layer_products, layer_squares, products, squared_norms
 from stiffkit.measuring import Parameters, free_memory, measured, progress
 from stiffkit.mixing import refuse_mixing
 from stiffkit.output_gradients import Loss, OutputGradients
@@ -186,8 +186,9 @@ def unit_squares(model: nn.Module, loss: Loss, points: PointSet, memory: int) ->
     while True:
         try:
             size = _points_in_a_pass(layers.passing + layers.kept, memory, points.device)
+            buffer = Buffer(SLICE_BYTES)
             with progress(len(points), "norms") as bar:
-                parts = [_squares_of(model, layers, loss, points, k, bar) for k in batches(len(points), size)]
+                parts = [_squares_of(model, layers, loss, points, k, buffer, bar) for k in batches(len(points), size)]
             break
         except UncertainError as error:
             layers = layers.without(error.names)
@@ -199,13 +200,13 @@ def unit_squares(model: nn.Module, loss: Loss, points: PointSet, memory: int) ->
 
 
 def _squares_of(
-    model: nn.Module, layers: Layers, loss: Loss, points: PointSet, numbers: range, bar: tqdm
+    model: nn.Module, layers: Layers, loss: Loss, points: PointSet, numbers: range, buffer: Buffer, bar: tqdm
 ) -> tuple[Tensor, OutputGradients]:
     seen = signals(model, layers, loss, _part(points, numbers), len(numbers))
     seen.outputs.check(numbers.start)
     squares = squared_norms(seen.gradients) if layers.width else torch.zeros_like(seen.outputs.scale)
     for name, signal in seen.signals.items():
-        squares = squares + layer_squares(layers.modules[name], *signal, SLICE_BYTES)
+        squares = squares + layer_squares(layers.modules[name], *signal, buffer)
     bar.update(len(numbers))
     return squares, seen.outputs
 
@@ -239,8 +240,9 @@ def _by_layers(
     parts: Parts = {name: _zeros(rows, columns) for name in (layers.modules if by else [""])}
     scales = tuple(torch.zeros(len(s), dtype=torch.float64, device=s.device) for s in (rows, columns))
     batch = _points_in_a_pass(layers.passing, memory, rows.device)
-    slice_bytes = max(1, min(SLICE_BYTES, memory // 8))
-    everything = layers.kept * (len(rows) + (0 if same else len(columns))) + layers.passing * batch + 2 * slice_bytes
+    buffers = Buffer(max(1, min(SLICE_BYTES, memory // 8))), Buffer(max(1, min(SLICE_BYTES, memory // 8)))
+    kept = layers.kept * (len(rows) + (0 if same else len(columns)))
+    everything = kept + layers.passing * batch + sum(buffer.size for buffer in buffers)
     block = max(len(rows), len(columns)) if everything < memory else int(max(1, memory / 4 / max(layers.kept, 1)))
     blocks_of_rows, blocks_of_columns = batches(len(rows), block), batches(len(columns), block)
     pairs = sum(not same or i.start <= j.start for i in blocks_of_rows for j in blocks_of_columns)
@@ -257,7 +259,7 @@ def _by_layers(
                 if not same and i.start == 0:
                     second.outputs.check(j.start)
                 scales[1][j.start : j.stop] = second.outputs.scale
-                for name, found in _products(layers, first, second, by, slice_bytes):
+                for name, found in _products(layers, first, second, by, buffers):
                     _put(parts[name], i, j, found, same)
                     bar.update()
     return parts, scales
@@ -274,7 +276,7 @@ def _part(points: PointSet, numbers: range) -> PointSet:
 
 
 def _products(
-    layers: Layers, first: Signals, second: Signals, by: str | None, slice_bytes: int
+    layers: Layers, first: Signals, second: Signals, by: str | None, buffers: tuple[Buffer, Buffer]
 ) -> Iterator[tuple[str, Products]]:
     """The products of two blocks of points, with the name of the part that they add to."""
     pieces = layers.columns.items() if by else [("", slice(None))]
@@ -283,7 +285,7 @@ def _products(
         yield name, products(g, g if first is second else second.gradients[:, piece])
     for name, signal in first.signals.items():
         other = signal if first is second else second.signals[name]
-        yield name if by else "", layer_products(layers.modules[name], signal, other, slice_bytes)
+        yield name if by else "", layer_products(layers.modules[name], signal, other, buffers)
 
 
 def _put(part: Products, i: range, j: range, products: Products, same: bool) -> None:

@@ -12,6 +12,7 @@ an image, the gradient of sample i is
   $\sum_t b_{it}$ for the shift.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from math import prod
 
@@ -69,29 +70,49 @@ def width(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad)
 
 
-def gradients(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
+class Buffer:
+    """Memory for slices of gradients, `size` bytes each at most, that is used again.
+
+    Fresh memory for every slice would cost as much as the products that fill it.
+    """
+
+    def __init__(self, size: int = sys.maxsize) -> None:
+        self.size = size
+        self._memory = torch.empty(0)
+
+    def columns(self, *sets: Tensor) -> int:
+        """Of a slice of the gradients of so many samples."""
+        return self.size // max(len(x) * x.element_size() for x in sets)
+
+    def empty(self, like: Tensor, *shape: int) -> Tensor:
+        """A tensor in place of the last one."""
+        fits = self._memory.numel() >= prod(shape)
+        if not fits or (self._memory.dtype, self._memory.device) != (like.dtype, like.device):
+            self._memory = torch.empty(0)  # free before there is new memory
+            self._memory = like.new_empty(prod(shape))
+        return self._memory[: prod(shape)].view(shape)
+
+
+def gradients(module: nn.Module, a: Tensor, b: Tensor, columns: int, buffer: Buffer) -> Iterator[Tensor]:
     """The per-sample gradients of a layer's trainable parameters, in slices (n, at most about `columns`).
 
-    A slice may lie in the memory of the one before it.
+    A slice may lie in the buffer, that is in the memory of those before it.
     """
-    return GRADIENTS[type(module)](module, a, b, columns)
+    return GRADIENTS[type(module)](module, a, b, columns, buffer)
 
 
-def _linear(module: nn.Linear, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
+def _linear(module: nn.Linear, a: Tensor, b: Tensor, columns: int, buffer: Buffer) -> Iterator[Tensor]:
     if _trains(module, "bias"):
         yield b.sum(dim=1)
     if not _trains(module, "weight"):
         return
     left, right = (b, a) if b.shape[2] >= a.shape[2] else (a, b)  # the wider one is cut: products stay square
-    buffer = None  # fresh memory for every slice would cost as much as the product
     for part in slices(left.shape[2], columns // right.shape[2]):
         piece = left[:, :, part].mT
-        shape = len(a), piece.shape[1], right.shape[2]
-        buffer = a.new_empty(prod(shape)) if buffer is None else buffer
-        yield torch.bmm(piece, right, out=buffer[: prod(shape)].view(shape)).flatten(1)
+        yield torch.bmm(piece, right, out=buffer.empty(a, len(a), piece.shape[1], right.shape[2])).flatten(1)
 
 
-def _convolution(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
+def _convolution(module: nn.Module, a: Tensor, b: Tensor, columns: int, buffer: Buffer) -> Iterator[Tensor]:
     """Numbered by output channel, place in the kernel, input channel: no product of gradients depends on the order."""
     if _trains(module, "bias"):
         yield b.flatten(2).sum(dim=2)
@@ -105,12 +126,13 @@ def _convolution(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Itera
     for a_group, b_group in zip(a.chunk(module.groups, -1), b.chunk(module.groups, -1), strict=True):
         for part in slices(a_group.shape[-1], columns // (b_group.shape[-1] * kernel)):
             channels = a_group[..., part]
-            found = a.new_empty(len(a), b_group.shape[-1], axes[0][0], kernel // axes[0][0] * channels.shape[-1])
+            rest = kernel // axes[0][0] * channels.shape[-1]
+            found = buffer.empty(a, axes[0][0], len(a), b_group.shape[-1], rest)
             each = found[0, 0, 0].numel() * b[0, ..., 0].numel() * a.element_size()
             images = max(1, (PATCH_BYTES if a.device.type == "cpu" else PATCH_BYTES_OF_GPU) // each)
-            for g, x, y in zip(*(tensor.split(images) for tensor in (found, channels, b_group)), strict=True):
+            for g, x, y in zip(found.split(images, 1), channels.split(images), b_group.split(images), strict=True):
                 _by_kernel_rows(g, x.contiguous(), y.flatten(1, -2).mT, y.shape[1:-1], axes)
-            yield found.flatten(1)
+            yield from found.flatten(2)
 
 
 def _padded(module: nn.Module, a: Tensor) -> Tensor:
@@ -122,7 +144,7 @@ def _padded(module: nn.Module, a: Tensor) -> Tensor:
 def _by_kernel_rows(
     found: Tensor, a: Tensor, b: Tensor, positions: torch.Size, axes: list[tuple[int, int, int]]
 ) -> None:
-    """Fill in the gradients (n, outputs, kernel rows, rest) of inputs (n, ..., channels), b being (n, outputs, t).
+    """Fill in the gradients (kernel rows, n, outputs, rest) of inputs (n, ..., channels), b being (n, outputs, t).
 
     Patches are unfolded along all axes but the first, along which the rows of the kernel are shifted views.
     """
@@ -132,13 +154,13 @@ def _by_kernel_rows(
     within = [s * d for s, (_, _, d) in zip(along, others, strict=True)]
     shape = (*a.shape[:2], *positions[1:], *(k for k, _, _ in others), a.shape[-1])
     windows = a.as_strided(shape, (image, row, *steps, *within, channel), a.storage_offset())
-    windows = windows.reshape(*a.shape[:2], prod(positions[1:]), -1)
+    windows = windows.contiguous().view(*a.shape[:2], prod(positions[1:]), -1)
     for k in range(size):
         rows = windows[:, k * dilation :: stride][:, : positions[0]]
-        found[:, :, k] = torch.bmm(b, rows.flatten(1, 2))
+        torch.bmm(b, rows.flatten(1, 2), out=found[k])
 
 
-def _normalisation(module: nn.Module, a: Tensor, b: Tensor, columns: int) -> Iterator[Tensor]:
+def _normalisation(module: nn.Module, a: Tensor, b: Tensor, columns: int, buffer: Buffer) -> Iterator[Tensor]:
     """The affine part of a normalisation, whose parameters lie along the last dimensions or along the channels."""
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         summed = range(1, a.ndim - len(module.normalized_shape))
@@ -167,7 +189,7 @@ def _trains(module: nn.Module, name: str) -> bool:
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-GRADIENTS: dict[type, Callable[[nn.Module, Tensor, Tensor, int], Iterator[Tensor]]] = {
+GRADIENTS: dict[type, Callable[[nn.Module, Tensor, Tensor, int, Buffer], Iterator[Tensor]]] = {
     nn.Linear: _linear,
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     **dict.fromkeys(
@@ -176,18 +198,19 @@ GRADIENTS: dict[type, Callable[[nn.Module, Tensor, Tensor, int], Iterator[Tensor
 }
 
 
-def layer_products(module: nn.Module, rows: Signal, columns: Signal, slice_bytes: int) -> Products:
-    """One layer's inner products and squared norms from its signals; gradients are formed `slice_bytes` at a time."""
+def layer_products(module: nn.Module, rows: Signal, columns: Signal, buffers: tuple[Buffer, Buffer]) -> Products:
+    """One layer's inner products and squared norms from its signals; gradients are formed a buffer at a time."""
     if isinstance(module, nn.Linear) and rows[0].shape[1] == columns[0].shape[1] == 1:
         return _vectors(module, rows, columns)
     if isinstance(module, nn.Embedding):
-        return _embedding_products(module, rows, columns, slice_bytes)
-    step = slice_bytes // (max(len(rows[0]), len(columns[0])) * rows[1].element_size())
+        return _embedding_products(module, rows, columns, buffers[0].size)
+    step = buffers[0].columns(rows[1], columns[1])
     sets = [rows] if rows is columns else [rows, columns]
-    return summed(zip(*(gradients(module, a, b, step) for a, b in sets), strict=True))
+    slices_of_sets = (gradients(module, a, b, step, buffer) for (a, b), buffer in zip(sets, buffers, strict=False))
+    return summed(zip(*slices_of_sets, strict=True))
 
 
-def layer_squares(module: nn.Module, a: Tensor, b: Tensor, slice_bytes: int) -> Tensor:
+def layer_squares(module: nn.Module, a: Tensor, b: Tensor, buffer: Buffer) -> Tensor:
     """The squared norms of one layer's gradients, (n,) in float64, by whichever form of them costs less."""
     if isinstance(module, nn.Linear):
         positions, inputs, outputs = a.shape[1], a.shape[2], b.shape[2]
@@ -200,15 +223,15 @@ def layer_squares(module: nn.Module, a: Tensor, b: Tensor, slice_bytes: int) -> 
         samples, _, values = _rows_of_tokens(module, a, b)
         squares = torch.zeros(len(a), dtype=torch.float64, device=b.device)
         return squares.index_add_(0, samples, squared_norms(values))
-    return sum(squared_norms(g) for g in gradients(module, a, b, slice_bytes // (len(a) * b.element_size())))
+    return sum(squared_norms(g) for g in gradients(module, a, b, buffer.columns(b), buffer))
 
 
-def square_of_sum(module: nn.Module, a: Tensor, b: Tensor, slice_bytes: int) -> Tensor:
+def square_of_sum(module: nn.Module, a: Tensor, b: Tensor, buffer: Buffer) -> Tensor:
     r"""The squared norm of the sum of one layer's gradients, a number in float64."""
     if isinstance(module, (nn.Linear, nn.Embedding)):  # samples may stand for positions of a single one
         a, b = (x.flatten(0, 1)[None] for x in (a, b))
-        return layer_squares(module, a, b, slice_bytes)[0]
-    sums = (g.sum(dim=0, keepdim=True) for g in gradients(module, a, b, slice_bytes // (len(a) * b.element_size())))
+        return layer_squares(module, a, b, buffer)[0]
+    sums = (g.sum(dim=0, keepdim=True) for g in gradients(module, a, b, buffer.columns(b), buffer))
     return sum(squared_norms(g)[0] for g in sums)
 
 

@@ -1,9 +1,11 @@
 """What a network's layers see of each sample, input and output gradient, and what is kept of it."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Self
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge, saved_tensors_hooks
 
 from stiffkit import layers as of_layers
-from stiffkit.layers import Signal
+from stiffkit.layers import Buffer, Signal
 from stiffkit.output_gradients import (
     Loss,
     OutputGradients,
@@ -43,7 +45,6 @@ class Layers:
         modules: by name.
         columns: of the layers whose per-sample gradients are smaller than their signals: the place of each in a matrix
             of gradients. Of the others the signals are kept.
-        width: of that matrix.
         kept: bytes that are kept of a point.
         passing: bytes that a forward pass saves of a point for its backward pass.
         images: the memory format of inputs of four dimensions.
@@ -52,15 +53,27 @@ class Layers:
 
     modules: dict[str, nn.Module]
     columns: dict[str, slice]
-    width: int
     kept: float
     passing: float
     images: torch.memory_format = torch.preserve_format
 
+    @property
+    def width(self) -> int:
+        """Of the matrix of gradients."""
+        return max((place.stop for place in self.columns.values()), default=0)
+
     def without(self, names: set[str]) -> "Layers":
-        """The other layers; the matrix of gradients is as wide as before."""
+        """The other layers."""
         modules = {name: module for name, module in self.modules.items() if name not in names}
-        return replace(self, modules=modules, columns={n: c for n, c in self.columns.items() if n not in names})
+        return replace(
+            self, modules=modules, columns=_side_by_side({n: modules[n] for n in self.columns if n in modules})
+        )
+
+
+def _side_by_side(modules: dict[str, nn.Module]) -> dict[str, slice]:
+    """The place of each layer's gradient in a row of all."""
+    ends = list(accumulate(map(of_layers.width, modules.values()), initial=0))
+    return dict(zip(modules, map(slice, ends, ends[1:]), strict=True))
 
 
 @dataclass
@@ -114,13 +127,13 @@ def _probe(model: nn.Module, modules: dict[str, nn.Module], loss: Loss, points: 
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     passing = sum(size for place, size in saved.items() if place not in own) / n
     if not modules:
-        return Layers({}, {}, 0, 0.0, passing)
+        return Layers({}, {}, 0.0, passing)
     z, unit = floating(outputs), output_gradients(outputs, loss, points).unit
     weights = torch.randn(n, generator=torch.Generator().manual_seed(0)).to(points.device)
     parameters = [trainable(module) for module in modules.values()]
     total = weighted_sum(z, unit, weights, [p for owned in parameters for p in owned], retain_graph=True)
     totals = total.split([sum(p.numel() for p in owned) for owned in parameters])
-    wrong, columns, width, kept, inputs = set(), {}, 0, 0, set()
+    wrong, formed, kept, inputs = set(), {}, 0, set()
     for (name, module), total, (a, b) in zip(
         modules.items(), totals, calls.differentiate(z, unit).values(), strict=True
     ):
@@ -129,13 +142,12 @@ def _probe(model: nn.Module, modules: dict[str, nn.Module], loss: Loss, points: 
             wrong.add(name)
         size = of_layers.width(module)
         if not isinstance(module, nn.Embedding) and size * n <= a.numel() + b.numel():
-            columns[name] = slice(width, width + size)
-            width, kept = width + size, kept + size * n * b.element_size()
+            formed[name], kept = module, kept + size * n * b.element_size()
         else:
             kept += b.nbytes + (0 if a.data_ptr() in inputs else a.nbytes)
             inputs.add(a.data_ptr())
     _Calls.refuse(wrong)
-    return Layers(modules, columns, width, kept / n, passing)
+    return Layers(modules, _side_by_side(formed), kept / n, passing)
 
 
 def _agrees(total: Tensor, module: nn.Module, a: Tensor, b: Tensor) -> bool:
@@ -143,7 +155,8 @@ def _agrees(total: Tensor, module: nn.Module, a: Tensor, b: Tensor) -> bool:
 
     A kink of a ReLU decided otherwise may move it a little; a layer whose rows are not the samples, by far.
     """
-    each, together = (f(module, a, b, PROBE_BYTES) for f in (of_layers.layer_squares, of_layers.square_of_sum))
+    buffer = Buffer(PROBE_BYTES)
+    each, together = (f(module, a, b, buffer) for f in (of_layers.layer_squares, of_layers.square_of_sum))
     return bool((together - total.double().square().sum()).abs() <= 1e-3 * each.sum())
 
 
@@ -171,7 +184,7 @@ def signals(model: nn.Module, layers: Layers, loss: Loss, points: PointSet, batc
 
     """
     found, pieces = [], {name: [] for name in layers.modules if name not in layers.columns}
-    versions, gradients = [], torch.empty(len(points), 0)
+    versions, gradients, buffer = [], torch.empty(len(points), 0), Buffer()
     for numbers in batches(len(points), batch_size):
         part = slice(numbers.start, numbers.stop)
         outputs, seen = _of_batch(model, layers, loss, points.take(part, layers.images))
@@ -183,8 +196,9 @@ def signals(model: nn.Module, layers: Layers, loss: Loss, points: PointSet, batc
                 versions.append((name, a, a._version))
                 continue
             if not gradients.shape[1]:
-                gradients = b.new_zeros(len(points), layers.width)
-            _fill(gradients[part, layers.columns[name]], of_layers.gradients(layers.modules[name], a, b, 2**62))
+                gradients = b.new_empty(len(points), layers.width)
+            slices = of_layers.gradients(layers.modules[name], a, b, sys.maxsize, buffer)
+            _fill(gradients[part, layers.columns[name]], slices)
     # A model may write the next batch into the memory of the last one.
     _Calls.refuse(name for name, a, version in versions if a._version != version)
     versions.clear()  # and with it what would keep the batches in memory while they are joined

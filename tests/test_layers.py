@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stiffkit.layers import has_shape, layer_products, layer_squares, square_of_sum, without_idle_positions
+from stiffkit.layers import Buffer, has_shape, layer_products, layer_squares, square_of_sum, without_idle_positions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -28,13 +28,14 @@ def signal(module, a):
 def check(module, a, a2, slice_bytes):
     """Hold products of two sets, and of the first with itself, to those of autograd's gradients."""
     module.double()
+    buffers = Buffer(slice_bytes), Buffer(slice_bytes)
     (rows, g), (columns, h) = signal(module, a), signal(module, a2)
     assert has_shape(module, a, len(a))
     for found, expected in (
-        (layer_products(module, rows, rows, slice_bytes), (g @ g.T, g.square().sum(1), g.square().sum(1))),
-        (layer_products(module, rows, columns, slice_bytes), (g @ h.T, g.square().sum(1), h.square().sum(1))),
-        ([layer_squares(module, *rows, slice_bytes)], [g.square().sum(1)]),
-        ([square_of_sum(module, *rows, slice_bytes)], [g.sum(0).square().sum()]),
+        (layer_products(module, rows, rows, buffers), (g @ g.T, g.square().sum(1), g.square().sum(1))),
+        (layer_products(module, rows, columns, buffers), (g @ h.T, g.square().sum(1), h.square().sum(1))),
+        ([layer_squares(module, *rows, buffers[0])], [g.square().sum(1)]),
+        ([square_of_sum(module, *rows, buffers[0])], [g.sum(0).square().sum()]),
     ):
         for x, y in zip(found, expected, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
