@@ -73,24 +73,25 @@ def width(module: nn.Module) -> int:
 class Buffer:
     """Memory for slices of gradients, `size` bytes each at most, that is used again.
 
-    Fresh memory for every slice would cost as much as the products that fill it.
+    Fresh memory for every slice would cost as much as the products that fill it; the same goes for patches of images.
     """
 
     def __init__(self, size: int = sys.maxsize) -> None:
         self.size = size
-        self._memory = torch.empty(0)
+        self._memory = {"slice": torch.empty(0), "patches": torch.empty(0)}
 
     def columns(self, *sets: Tensor) -> int:
         """Of a slice of the gradients of so many samples."""
         return self.size // max(len(x) * x.element_size() for x in sets)
 
-    def empty(self, like: Tensor, *shape: int) -> Tensor:
-        """A tensor in place of the last one."""
-        fits = self._memory.numel() >= prod(shape)
-        if not fits or (self._memory.dtype, self._memory.device) != (like.dtype, like.device):
-            self._memory = torch.empty(0)  # free before there is new memory
-            self._memory = like.new_empty(prod(shape))
-        return self._memory[: prod(shape)].view(shape)
+    def empty(self, what: str, like: Tensor, *shape: int) -> Tensor:
+        """A tensor for a slice or for patches, in place of the last one."""
+        memory = self._memory[what]
+        if memory.numel() < prod(shape) or (memory.dtype, memory.device) != (like.dtype, like.device):
+            del memory
+            self._memory[what] = torch.empty(0)  # free before there is new memory
+            self._memory[what] = like.new_empty(prod(shape))
+        return self._memory[what][: prod(shape)].view(shape)
 
 
 def gradients(module: nn.Module, a: Tensor, b: Tensor, columns: int, buffer: Buffer) -> Iterator[Tensor]:
@@ -109,7 +110,7 @@ def _linear(module: nn.Linear, a: Tensor, b: Tensor, columns: int, buffer: Buffe
     left, right = (b, a) if b.shape[2] >= a.shape[2] else (a, b)  # the wider one is cut: products stay square
     for part in slices(left.shape[2], columns // right.shape[2]):
         piece = left[:, :, part].mT
-        yield torch.bmm(piece, right, out=buffer.empty(a, len(a), piece.shape[1], right.shape[2])).flatten(1)
+        yield torch.bmm(piece, right, out=buffer.empty("slice", a, len(a), piece.shape[1], right.shape[2])).flatten(1)
 
 
 def _convolution(module: nn.Module, a: Tensor, b: Tensor, columns: int, buffer: Buffer) -> Iterator[Tensor]:
@@ -127,11 +128,11 @@ def _convolution(module: nn.Module, a: Tensor, b: Tensor, columns: int, buffer: 
         for part in slices(a_group.shape[-1], columns // (b_group.shape[-1] * kernel)):
             channels = a_group[..., part]
             rest = kernel // axes[0][0] * channels.shape[-1]
-            found = buffer.empty(a, axes[0][0], len(a), b_group.shape[-1], rest)
+            found = buffer.empty("slice", a, axes[0][0], len(a), b_group.shape[-1], rest)
             each = found[0, 0, 0].numel() * b[0, ..., 0].numel() * a.element_size()
             images = max(1, (PATCH_BYTES if a.device.type == "cpu" else PATCH_BYTES_OF_GPU) // each)
             for g, x, y in zip(found.split(images, 1), channels.split(images), b_group.split(images), strict=True):
-                _by_kernel_rows(g, x.contiguous(), y.flatten(1, -2).mT, y.shape[1:-1], axes)
+                _by_kernel_rows(g, x.contiguous(), y.flatten(1, -2).mT, y.shape[1:-1], axes, buffer)
             yield from found.flatten(2)
 
 
@@ -142,7 +143,7 @@ def _padded(module: nn.Module, a: Tensor) -> Tensor:
 
 
 def _by_kernel_rows(
-    found: Tensor, a: Tensor, b: Tensor, positions: torch.Size, axes: list[tuple[int, int, int]]
+    found: Tensor, a: Tensor, b: Tensor, positions: torch.Size, axes: list[tuple[int, int, int]], buffer: Buffer
 ) -> None:
     """Fill in the gradients (kernel rows, n, outputs, rest) of inputs (n, ..., channels), b being (n, outputs, t).
 
@@ -154,7 +155,7 @@ def _by_kernel_rows(
     within = [s * d for s, (_, _, d) in zip(along, others, strict=True)]
     shape = (*a.shape[:2], *positions[1:], *(k for k, _, _ in others), a.shape[-1])
     windows = a.as_strided(shape, (image, row, *steps, *within, channel), a.storage_offset())
-    windows = windows.contiguous().view(*a.shape[:2], prod(positions[1:]), -1)
+    windows = buffer.empty("patches", a, *shape).copy_(windows).view(*a.shape[:2], prod(positions[1:]), -1)
     for k in range(size):
         rows = windows[:, k * dilation :: stride][:, : positions[0]]
         torch.bmm(b, rows.flatten(1, 2), out=found[k])
@@ -226,13 +227,14 @@ def layer_squares(module: nn.Module, a: Tensor, b: Tensor, buffer: Buffer) -> Te
     return sum(squared_norms(g) for g in gradients(module, a, b, buffer.columns(b), buffer))
 
 
-def square_of_sum(module: nn.Module, a: Tensor, b: Tensor, buffer: Buffer) -> Tensor:
-    r"""The squared norm of the sum of one layer's gradients, a number in float64."""
+def squares_and_sum(module: nn.Module, a: Tensor, b: Tensor, buffer: Buffer) -> tuple[Tensor, Tensor]:
+    """The squared norms of one layer's gradients, (n,), and that of their sum, a number; in float64."""
     if isinstance(module, (nn.Linear, nn.Embedding)):  # samples may stand for positions of a single one
-        a, b = (x.flatten(0, 1)[None] for x in (a, b))
-        return layer_squares(module, a, b, buffer)[0]
-    sums = (g.sum(dim=0, keepdim=True) for g in gradients(module, a, b, buffer.columns(b), buffer))
-    return sum(squared_norms(g)[0] for g in sums)
+        whole = (x.flatten(0, 1)[None] for x in (a, b))
+        return layer_squares(module, a, b, buffer), layer_squares(module, *whole, buffer)[0]
+    parts = gradients(module, a, b, buffer.columns(b), buffer)
+    found = [(squared_norms(g), squared_norms(g.sum(dim=0, keepdim=True))[0]) for g in parts]
+    return tuple(map(sum, zip(*found, strict=True)))
 
 
 def summed(parts: Iterator[tuple[Tensor, ...]]) -> Products:

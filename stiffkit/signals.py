@@ -155,8 +155,7 @@ def _agrees(total: Tensor, module: nn.Module, a: Tensor, b: Tensor) -> bool:
 
     A kink of a ReLU decided otherwise may move it a little; a layer whose rows are not the samples, by far.
     """
-    buffer = Buffer(PROBE_BYTES)
-    each, together = (f(module, a, b, buffer) for f in (of_layers.layer_squares, of_layers.square_of_sum))
+    each, together = of_layers.squares_and_sum(module, a, b, Buffer(PROBE_BYTES))
     return bool((together - total.double().square().sum()).abs() <= 1e-3 * each.sum())
 
 

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stiffkit.layers import Buffer, has_shape, layer_products, layer_squares, square_of_sum, without_idle_positions
+from stiffkit.layers import Buffer, has_shape, layer_products, layer_squares, squares_and_sum, without_idle_positions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 quick = settings(max_examples=60, deadline=None, derandomize=True)
@@ -35,7 +35,7 @@ def check(module, a, a2, slice_bytes):
         (layer_products(module, rows, rows, buffers), (g @ g.T, g.square().sum(1), g.square().sum(1))),
         (layer_products(module, rows, columns, buffers), (g @ h.T, g.square().sum(1), h.square().sum(1))),
         ([layer_squares(module, *rows, buffers[0])], [g.square().sum(1)]),
-        ([square_of_sum(module, *rows, buffers[0])], [g.sum(0).square().sum()]),
+        (squares_and_sum(module, *rows, buffers[0]), (g.square().sum(1), g.sum(0).square().sum())),
     ):
         for x, y in zip(found, expected, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
