@@ -25,7 +25,7 @@ from stiffkit.output_gradients import (
 )
 from stiffkit.points import PointSet, batches
 
-PROBE = 8  # points that show which layers are certain
+PROBE = 4  # points that show which layers are certain
 PROBE_BYTES = 2**26  # that their gradients take at a time
 
 
