@@ -2,7 +2,7 @@
 
 python benchmarks/gram.py [--workload NAME ...] [--repeats 5] [--device cuda] [--growth _build/growth.svg]
 
-For each candidate the median of the repeats, each the mean of the calls that begin within half a second, or one time
+For each candidate the median of the repeats, each the mean of the calls that begin within three seconds, or one time
 where that is longer than 100 s; the memory taken beside model and points (Linux, CUDA); the largest error of a cosine
 among the first 32 points (8 of BERT-base), against a float64 loop. The floor counts the operations of a forward pass, a
 backward pass to the layers' inputs, per-sample weight gradients where they must exist and half of a Gram product, at
@@ -36,7 +36,7 @@ from stiffkit.measuring import free_memory
 
 CHECKED = 32  # points that the float64 loop takes
 LONG = 100.0  # seconds: what takes longer is timed once
-SPAN = 0.5  # seconds: shorter calls are repeated for so long
+SPAN = 3.0  # seconds: shorter calls are repeated for so long
 REFUSALS = (ImportError, NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError)
 
 

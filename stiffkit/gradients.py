@@ -15,7 +15,7 @@ from stiffkit.per_sample import VMAP, Pullback, blocks, pullback
 from stiffkit.points import Points, PointSet, batches, check_points
 from stiffkit.signals import Layers, Signals, UncertainError, certain_layers, signals, trainable
 
-SLICE_BYTES = 80 * 2**20  # the most that the per-sample gradients of one slice of a layer take
+SLICE_BYTES = 64 * 2**20  # the most that the per-sample gradients of one slice of a layer take
 PASS_BYTES = 16 * 2**20  # that the points of one forward pass save for its backward pass, which then stay in the cache,
 LEAST, MOST = 24, 256  # but as many points at least, where memory allows, and at most; the most on a GPU
 

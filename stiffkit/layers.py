@@ -321,9 +321,11 @@ def padded(x: Tensor, positions: int) -> Tensor:
     )
 
 
-def slices(size: int, step: int) -> Iterator[slice]:
-    """The numbers to size in runs of `step`, of one at least."""
-    return (slice(start, start + max(1, step)) for start in range(0, size, max(1, step)))
+def slices(size: int, most: int) -> Iterator[slice]:
+    """The numbers to size in runs of about one length, of `most` at most but of one at least."""
+    parts = -(-size // max(1, most))
+    step = -(-size // max(1, parts))
+    return (slice(start, start + step) for start in range(0, size, step))
 
 
 def inner(g: Tensor, h: Tensor) -> Tensor:
