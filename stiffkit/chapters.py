@@ -4,10 +4,11 @@ import ast
 import difflib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stiffkit import results
@@ -16,6 +17,8 @@ from stiffkit.measurement import ARITHMETICS, OWN
 from stiffkit.models import ACTIVATIONS
 from stiffkit.results import book
 from stiffkit.sweeps import Sweep
+
+SHARES = (0.25, 0.5, 0.75)  # of random labels, between none and all of them
 
 
 class ParameterError(ValueError):
@@ -227,22 +230,104 @@ class ClassMatrices(Chapter):
         Sweep({"seed": []}, tuple(self.experiments)).run(progress=progress)
 
 
-class NetworkOrArithmetic(Chapter):
+class Series(Chapter):
+    """Parameters of a chapter that lays series of runs side by side, each with seeds 1 to `seeds`."""
+
+    dataset: str = Field("mnist", description="data set")
+    model: str = Field("", description="network; empty: the data set's own")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam, constant")
+    epochs: float = Field(0, ge=0, le=1000, description="passes over the training set; 0: the series' own")
+    points: int = Field(0, ge=0, description="training, and validation, points; 0: the data set's own")
+    seeds: int = Field(0, ge=0, le=100, description="runs, with seeds 1 to this; 0: the data set's own")
+    max_minutes: float = Field(10.0, gt=0, description="what a re-run may take, in minutes")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_sizes(self.dataset, self.model, self.points)
+        return self
+
+    @property
+    def series(self) -> list[list[Experiment]]:
+        """All series of these parameters, one experiment a seed each; some may be in two of them."""
+        raise NotImplementedError
+
+    @property
+    def to_run(self) -> tuple[Experiment, ...]:
+        """What a re-run computes where it is not there; what the ledger plans is shown as far as it is recorded."""
+        from stiffkit import claims
+
+        planned = {e for runs in claims.read().runs.values() for e in runs.experiments()}
+        return tuple(dict.fromkeys(e for experiments in self.series for e in experiments if e not in planned))
+
+    @property
+    def minutes(self) -> float:
+        """The estimate for the runs that are neither recorded nor cached."""
+        return sum(e.minutes for e in self.to_run if not results.source(e))
+
+    def prepare(self, *, progress: bool = True) -> None:
+        """Compute the runs on all cores; one that fails does so again in the notebook, where it is explained."""
+        Sweep({"seed": []}, self.to_run).run(progress=progress)
+
+    def found(self, experiments: Sequence[Experiment]) -> xr.Dataset | None:
+        """The runs of a series side by side along `seed`: recorded, cached, or computed now; None where none is."""
+        to_run = set(self.to_run)
+        runs = [e.run() if e in to_run else results.find(e) for e in experiments]
+        there = [run for run in runs if run is not None]
+        return results.side_by_side(there) if there else None
+
+    def _one_a_seed(self, own: Mapping[str, Any], **fields: Any) -> list[Experiment]:
+        """A series whose network, epochs, points and seeds are `own` where the parameters leave them open."""
+        chosen = {**own, **{name: given for name in own if (given := getattr(self, name))}}
+        seeds = chosen.pop("seeds")
+        same = {"dataset": self.dataset, "learning_rate": self.learning_rate, "schedule": "sparse", "attribution": True}
+        return [Experiment.of(**same, **chosen, **fields, seed=seed) for seed in range(1, seeds + 1)]
+
+
+class RandomLabels(Series):
+    """Parameters of chapter 3."""
+
+    number: ClassVar[int] = 3
+    name: ClassVar[str] = "random_labels"
+
+    label_noise: float = Field(1.0, ge=0, le=1, description="share of the labels that are permuted among themselves")
+    arithmetic: str = Field("exact", description="of the gradients that the first figures show")
+
+    @field_validator("dataset", "model", "arithmetic")
+    @classmethod
+    def _is_known(cls, value: str, info: Any) -> str:
+        if (info.field_name, value) == ("model", ""):
+            return value
+        return _known_arithmetic(value) if info.field_name == "arithmetic" else known_name(value, info)
+
+    @property
+    def experiments(self) -> dict[str, list[Experiment]]:
+        """The networks that random labels are shown to, and the same ones with true labels: one experiment a seed."""
+        return {"random labels": self.with_noise(self.label_noise), "true labels": self.with_noise(0)}
+
+    @property
+    def series(self) -> list[list[Experiment]]:
+        """The two main series, and on the embedded digits the shares between."""
+        shares = SHARES if self.dataset == "digits" else ()
+        return [*self.experiments.values(), *map(self.with_noise, shares)]
+
+    def with_noise(self, share: float) -> list[Experiment]:
+        """A series of which a share of the labels is permuted: it takes longer to learn than the true ones."""
+        own = own_of(self.dataset)
+        own["seeds"] = min(own["seeds"], 5)
+        noise = {"label_noise": share} if share else {}
+        own["epochs"] = {"digits": 40.0}.get(self.dataset, 100.0) if share else own["epochs"]
+        return self._one_a_seed(own, every=8, **noise)
+
+
+class NetworkOrArithmetic(Series):
     """Parameters of chapter 8."""
 
     number: ClassVar[int] = 8
     name: ClassVar[str] = "network_or_arithmetic"
 
-    dataset: str = Field("mnist", description="data set")
-    model: str = Field("", description="network; empty: the data set's own")
     activation: str = Field("relu", description="of the hidden layers")
     training_loss: str = Field("", description="that is minimised, beside the fused one; empty: all five")
     arithmetic: str = Field("keras2019", description="that exact ones are held against in the table of deciles")
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam, constant")
-    epochs: float = Field(0, ge=0, le=1000, description="passes over the training set; 0: the data set's own")
-    points: int = Field(0, ge=0, description="training, and validation, points; 0: the data set's own")
-    seeds: int = Field(0, ge=0, le=100, description="runs, with seeds 1 to this; 0: the data set's own")
-    max_minutes: float = Field(10.0, gt=0, description="what a re-run may take, in minutes")
 
     @field_validator("dataset", "model", "activation", "training_loss", "arithmetic")
     @classmethod
@@ -253,49 +338,25 @@ class NetworkOrArithmetic(Chapter):
             return _known_arithmetic(value, but=("exact",))
         return known_name(value, info, "loss" if info.field_name == "training_loss" else "")
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        _check_sizes(self.dataset, self.model, self.points)
-        return self
-
     @property
     def experiments(self) -> dict[str, list[Experiment]]:
         """For each training loss one experiment a seed; the fused one is always there, as the figures begin with it."""
         losses = dict.fromkeys(["float32", self.training_loss]) if self.training_loss else LOSSES
-        return {loss: self._series(loss, self.activation) for loss in losses}
+        return {loss: self._trained(loss, self.activation) for loss in losses}
 
     @property
     def controls(self) -> dict[str, list[Experiment]]:
         """For each activation one experiment a seed, trained with the fused loss: features of one sign and of both."""
-        return {activation: self._series("float32", activation) for activation in ACTIVATIONS}
+        return {activation: self._trained("float32", activation) for activation in ACTIVATIONS}
 
-    def _series(self, loss: str, activation: str) -> list[Experiment]:
-        chosen = own_of(self.dataset) | {
-            k: v for k in ("model", "epochs", "points", "seeds") if (v := getattr(self, k))
-        }
-        seeds = chosen.pop("seeds")
+    @property
+    def series(self) -> list[list[Experiment]]:
+        """Those of the training losses, and on the embedded digits the controls."""
+        return [*self.experiments.values(), *(self.controls.values() if self.dataset == "digits" else ())]
+
+    def _trained(self, loss: str, activation: str) -> list[Experiment]:
         arithmetics = {"arithmetics": ("exact", OWN)} if loss not in ARITHMETICS else {}
-        same = {"dataset": self.dataset, "learning_rate": self.learning_rate, "schedule": "sparse", "attribution": True}
-        fields = {**same, **chosen, **arithmetics, "loss": loss, "activation": activation}
-        return [Experiment.of(**fields, seed=seed) for seed in range(1, seeds + 1)]
-
-    @property
-    def to_run(self) -> tuple[Experiment, ...]:
-        """What a re-run computes where it is not there; what the ledger plans is shown as far as it is recorded."""
-        from stiffkit import claims
-
-        planned = {e for runs in claims.read().runs.values() for e in runs.experiments()}
-        series = [*self.experiments.values(), *(self.controls.values() if self.dataset == "digits" else ())]
-        return tuple(dict.fromkeys(e for experiments in series for e in experiments if e not in planned))
-
-    @property
-    def minutes(self) -> float:
-        """The estimate for the runs that are neither recorded nor cached."""
-        return sum(e.minutes for e in self.to_run if not results.source(e))
-
-    def prepare(self, *, progress: bool = True) -> None:
-        """Compute the runs on all cores; one that fails does so again in the notebook, where it is explained."""
-        Sweep({"seed": []}, self.to_run).run(progress=progress)
+        return self._one_a_seed(own_of(self.dataset), loss=loss, activation=activation, **arithmetics)
 
 
 def own_of(dataset: str) -> dict[str, Any]:
@@ -313,7 +374,8 @@ def _known_arithmetic(value: str, but: tuple[str, ...] = ()) -> str:
 
 def chapters() -> list[type[Chapter]]:
     """All chapters, in their order."""
-    return sorted((c for c in Chapter.__subclasses__() if c.__module__ == __name__), key=lambda c: c.number)
+    below = [*Chapter.__subclasses__(), *Series.__subclasses__()]
+    return sorted((c for c in below if c.__module__ == __name__ and c is not Series), key=lambda c: c.number)
 
 
 def _check_sizes(dataset: str, model: str, points: int) -> None:

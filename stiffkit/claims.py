@@ -3,7 +3,7 @@
 The entries are in `book/claims.yml`. Each was committed before the runs that judge it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +15,13 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stiffkit import results
-from stiffkit.chapters import rounded
+from stiffkit.chapters import Chapter, rounded
 from stiffkit.endpoints import ALLOWED, QUANTITIES
 from stiffkit.experiment import Experiment
 from stiffkit.measurement import SPOKEN
 from stiffkit.results import book
 from stiffkit.statistics import t_interval
+from stiffkit.sweeps import Sweep
 
 REPRODUCED, CONTRADICTED, INCONCLUSIVE = "reproduced", "contradicted", "inconclusive"
 DEPENDS, MIXED, NOT_RUN = "depends on the arithmetic", "mixed", "not run"
@@ -342,6 +343,32 @@ def recorded_runs(ledger: Ledger, names: Iterable[str] | None = None) -> dict[st
         if there:
             found[name] = results.side_by_side(there)
     return found
+
+
+def recorded_sets(ledger: Ledger, names: Iterable[str]) -> dict[str, xr.Dataset]:
+    """The recorded runs of some entries by their short titles; an entry that the ledger does not have is left out."""
+    runs = recorded_runs(ledger, [name for name in names if name in ledger.runs])
+    return {ledger.runs[name].short: found for name, found in runs.items()}
+
+
+def record(chapter: type[Chapter], arguments: Sequence[str], leave_out: Collection[str] = ()) -> None:
+    """What the scripts in book/record do: compute the runs of a chapter's entries, and add them to its recorded file.
+
+    Args:
+        chapter: gives the entries and the name of the file.
+        arguments: of the command line: names of entries, all of the chapter's if there is none. With `--present`
+            nothing is computed: what the cache has is recorded.
+        leave_out: variables that the book does not show.
+
+    """
+    ledger = read()
+    own = [name for name, runs in ledger.runs.items() if runs.chapter == chapter.number]
+    for name in [word for word in arguments if word != "--present"] or own:
+        experiments = tuple(ledger.runs[name].experiments())
+        if "--present" in arguments:
+            experiments = tuple(e for e in experiments if results.source(e))
+        if experiments:
+            print(name, Sweep({"seed": []}, experiments).record(chapter().recorded.stem, leave_out=leave_out))
 
 
 def judge_all(ledger: Ledger | None = None, runs: Mapping[str, xr.Dataset] | None = None) -> list[Judgement]:

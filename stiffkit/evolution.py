@@ -57,10 +57,12 @@ def fits(sets: Mapping[str, xr.Dataset]) -> str:
     return ", ".join(f"{name} {claims.over_seeds(accuracy, 1)} %" for name, accuracy in last.items())
 
 
-def at_stages(runs: xr.Dataset, regime: str, arithmetic: str = "exact") -> xr.DataArray:
+def at_stages(
+    runs: xr.Dataset, regime: str, arithmetic: str = "exact", variable: str = "stiffness"
+) -> xr.DataArray:
     """Class matrices at the four stages of v1's Fig 6, mean over seeds: (stage, measure, class_a, class_b)."""
     images = stages(runs.images.values)
-    chosen = runs.stiffness.sel(images=images, regime=regime, arithmetic=arithmetic).mean("seed")
+    chosen = runs[variable].sel(images=images, regime=regime, arithmetic=arithmetic).mean("seed")
     names = ["before\ntraining" if k == 0 else f"{k:,}\nimages" for k in images]
     return chosen.assign_coords(stage=("images", names)).swap_dims(images="stage")
 
@@ -88,4 +90,4 @@ def stopping(runs: xr.Dataset) -> pd.DataFrame:
 def recorded_sets(ledger: claims.Ledger) -> dict[str, xr.Dataset]:
     """Every set of runs of this chapter that is recorded, by its short title."""
     own = [name for name, runs in ledger.runs.items() if runs.chapter == ClassMatrices.number]
-    return {ledger.runs[name].short: runs for name, runs in claims.recorded_runs(ledger, own).items()}
+    return claims.recorded_sets(ledger, own)

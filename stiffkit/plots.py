@@ -317,13 +317,51 @@ def overview(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str 
 
 
 @_styled
-def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], runs: xr.Dataset, axes: Any = None) -> np.ndarray:
+def beside(sets: Mapping[str, xr.Dataset], arithmetic: str = "exact", axes: Any = None) -> np.ndarray:
+    """Sign stiffness within classes (above) and between (below) of several sets of runs, a column a regime.
+
+    Args:
+        sets: at most three, runs side by side along `seed`, by their names in the legend.
+        arithmetic: of the gradients.
+        axes: (2, regimes) of them; made if left out.
+
+    Returns:
+        The axes. Dotted: what the last layer gives where a network answers all classes alike, one and minus one.
+
+    """
+    longest = max(sets.values(), key=lambda runs: runs.images.max())
+    regimes = longest.regime.values
+    if axes is None:
+        _, axes = plt.subplots(2, len(regimes), figsize=(5.6, 4.2), sharex=True, sharey="row")
+    for (kind, uniform), row in zip((("within", 1), ("between", -1)), np.reshape(axes, (2, -1)), strict=True):
+        for ax, regime in zip(row, regimes, strict=True):
+            for look, (name, runs) in zip(list(LOOKS.values())[:3], sets.items(), strict=False):
+                _band(ax, runs[kind].sel(measure="sign", regime=regime, arithmetic=arithmetic), *look, name)
+            ax.axhline(0, color=GREY, linewidth=0.7)
+            ax.axhline(uniform, color="black", linewidth=1, linestyle=":", label="uniform answers")
+            ax.set(ylim=(-0.1, 1.1) if uniform > 0 else (-1.1, 0.3), title=regime if kind == "within" else "")
+            if kind == "between":
+                _images(ax, longest)
+        row[0].set_ylabel(f"{kind} classes, sign")
+    handles, labels = row[0].get_legend_handles_labels()
+    row[0].figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
+    return np.asarray(axes)
+
+
+@_styled
+def curves(
+    panels: Mapping[str, Mapping[str, xr.DataArray]],
+    runs: xr.Dataset,
+    axes: Any = None,
+    bounds: tuple[float, float] = (-1, 1),
+) -> np.ndarray:
     """Curves with bands over seeds, a panel a title, each curve by its name.
 
     Args:
         panels: {title: {name: values along images and seed}}, at most five curves a panel.
         runs: the runs, for the onset of overfitting.
         axes: one a panel; made if left out.
+        bounds: that the bands keep to.
 
     """
     if axes is None:
@@ -332,7 +370,7 @@ def curves(panels: Mapping[str, Mapping[str, xr.DataArray]], runs: xr.Dataset, a
     looks = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), ("black", ":"), (GREY, "-"))
     for ax, (title, chosen) in zip(axes, panels.items(), strict=True):
         for look, (name, values) in zip(looks, chosen.items(), strict=False):
-            _band(ax, values, *look, name)
+            _band(ax, values, *look, name, bounds)
         _through_training(ax, runs, title)
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.25))
     return axes

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from stiffkit import claims, results
+from stiffkit import claims
 from stiffkit.chapters import NetworkOrArithmetic, ParameterError, rounded
 from stiffkit.endpoints import clipped_prediction, onset, smoothed, window
 from stiffkit.experiment import Experiment
@@ -37,7 +37,7 @@ def trained(p: NetworkOrArithmetic) -> dict[str, xr.Dataset]:
 
     """
     p.allow()
-    found = _series(p.experiments, p.to_run)
+    found = _present(p, p.experiments)
     if "float32" not in found:
         raise ParameterError(
             f"no run of {p.dataset}, trained with the fused loss, is recorded or in the cache. The sweeps "
@@ -50,24 +50,17 @@ def controls(p: NetworkOrArithmetic) -> dict[str, xr.Dataset]:
     """Networks in which stiffness within classes may fall: on digits one an activation, else the recorded ones."""
     if p.dataset != "digits":
         return recorded_sets("cifar10_parts", "cifar10_relu", "cifar10_tanh", "cifar10_linear")
-    found = _series(p.controls, p.to_run)
-    return {f"{p.dataset}, {activation}": runs for activation, runs in found.items()}
+    return {f"{p.dataset}, {activation}": runs for activation, runs in _present(p, p.controls).items()}
 
 
-def _series(chosen: Mapping[str, list[Experiment]], to_run: tuple[Experiment, ...]) -> dict[str, xr.Dataset]:
-    found = {}
-    for name, experiments in chosen.items():
-        runs = [e.run() if e in to_run else results.find(e) for e in experiments]
-        if there := [run for run in runs if run is not None]:
-            found[name] = results.side_by_side(there)
-    return found
+def _present(p: NetworkOrArithmetic, series: Mapping[str, list[Experiment]]) -> dict[str, xr.Dataset]:
+    found = {name: p.found(experiments) for name, experiments in series.items()}
+    return {name: runs for name, runs in found.items() if runs is not None}
 
 
 def recorded_sets(*names: str) -> dict[str, xr.Dataset]:
     """Sets of runs of the ledger, as far as they are recorded, by their short titles."""
-    ledger = claims.read()
-    runs = claims.recorded_runs(ledger, [name for name in names if name in ledger.runs])
-    return {ledger.runs[name].short: runs[name] for name in names if name in runs}
+    return claims.recorded_sets(claims.read(), names)
 
 
 def best_sets() -> dict[str, xr.Dataset]:

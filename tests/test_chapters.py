@@ -29,6 +29,7 @@ from stiffkit.chapters import (
     Definition,
     NetworkOrArithmetic,
     ParameterError,
+    RandomLabels,
     TooLongError,
     book,
     rounded,
@@ -40,6 +41,7 @@ NOTEBOOK = "book/01_definition.ipynb"
 CHAPTERS = {
     NOTEBOOK: Definition,
     "book/02_class_matrices.ipynb": ClassMatrices,
+    "book/03_random_labels.ipynb": RandomLabels,
     "book/08_network_or_arithmetic.ipynb": NetworkOrArithmetic,
 }
 NAMES = "dataset", "model", "initialisation", "sphere", "points", "learning_rate", "seed", "max_minutes"

@@ -97,6 +97,7 @@ CALLS = {
     "evolution": lambda **options: plots.evolution(RUNS, **options),
     "arithmetics": lambda **options: plots.arithmetics(RUNS, **options),
     "overview": lambda **options: plots.overview({"MNIST": RUNS, "CIFAR-10": SPARSE}, **options),
+    "beside": lambda **options: plots.beside({"random labels": RUNS, "true labels": SPARSE}, **options),
     "curves": lambda **options: plots.curves(
         {"one": {"a": RUNS.past_gap.sel(part="train")}, "two": {"b": RUNS.past_gap.sel(part="val")}}, RUNS, **options
     ),
@@ -112,6 +113,7 @@ PANELS = {
     "evolution": (3, 2),
     "arithmetics": (2, 2),
     "overview": (1, 2),
+    "beside": (2, 3),
     "curves": (1, 2),
     "doses": (2, 2),
     "trained_and_measured": (1, 2),
@@ -458,6 +460,28 @@ def test_arithmetics_shows_shares_in_percent():
     np.testing.assert_allclose(lines(axes[1, 0])["training"][1], 100 * RUNS.past_gap.sel(part="train").mean("seed"))
     expected = 100 * RUNS.wrong_sign.sel(arithmetic="float32", regime="val-val").mean("seed")
     np.testing.assert_allclose(lines(axes[1, 1])["fused float32"][1], expected)
+
+
+def test_beside_shows_each_set_in_each_regime():
+    axes = CALLS["beside"]()
+    for row, kind in zip(axes, ("within", "between"), strict=True):
+        for ax, regime in zip(row, REGIMES, strict=True):
+            shown = lines(ax)
+            for name, runs in (("random labels", RUNS), ("true labels", SPARSE)):
+                expected = runs[kind].sel(arithmetic="exact", measure="sign", regime=regime).mean("seed")
+                np.testing.assert_allclose(shown[name][1], expected)
+            assert set(shown["uniform answers"][1]) == {1 if kind == "within" else -1}
+    assert [ax.get_title() for ax in axes[0]] == REGIMES
+
+
+def test_curves_keep_to_their_bounds():
+    large = {"one": {"a": 10 * RUNS.past_gap.sel(part="train")}}
+    for bounds, top in (((-1, 1), 1), ((0, np.inf), None)):
+        (ax,) = plots.curves(large, RUNS, bounds=bounds)
+        expected = 10 * RUNS.past_gap.sel(part="train").mean("seed").clip(*bounds)
+        np.testing.assert_allclose(lines(ax)["a"][1], expected)
+        assert bands(ax)[0].min() >= bounds[0]
+        assert top is None or bands(ax)[0].max() <= top
 
 
 # Chapter 8

@@ -4,16 +4,13 @@ python book/record/02_class_matrices.py [mnist] [fashion_mnist] [cifar10] [cifar
 
 Needs the data sets: in $STIFFKIT_DATA, in the cache, or fetched. MNIST and Fashion-MNIST take about 5 minutes a seed in
 one thread, CIFAR-10 an hour. Runs that are recorded, or in the cache, are not computed again; a run that was stopped
-goes on from its last checkpoint.
+goes on from its last checkpoint. With --present nothing is computed: what the cache has is recorded.
 """
 
 import sys
 
 from stiffkit import claims
-from stiffkit.sweeps import Sweep
+from stiffkit.chapters import ClassMatrices
 
 if __name__ == "__main__":
-    ledger = claims.read()
-    for name in sys.argv[1:] or ledger.runs:
-        experiments = tuple(ledger.runs[name].experiments())
-        print(name, Sweep({"seed": []}, experiments).record("02_class_matrices"))
+    claims.record(ClassMatrices, sys.argv[1:])

@@ -10,11 +10,9 @@ cache has is recorded.
 
 import sys
 
-from stiffkit import claims, results
+from stiffkit import claims
 from stiffkit.chapters import NetworkOrArithmetic
-from stiffkit.sweeps import Sweep
 
-NAME = "08_network_or_arithmetic"
 LEAVE_OUT = (  # chapter 2 shows them, of the same trainings, or nothing does
     "stiffness",
     "within_error",
@@ -35,11 +33,4 @@ LEAVE_OUT = (  # chapter 2 shows them, of the same trainings, or nothing does
 )
 
 if __name__ == "__main__":
-    ledger = claims.read()
-    present = "--present" in sys.argv
-    own = [name for name, runs in ledger.runs.items() if runs.chapter == NetworkOrArithmetic.number]
-    for name in [word for word in sys.argv[1:] if word != "--present"] or own:
-        experiments = tuple(ledger.runs[name].experiments())
-        if present:
-            experiments = tuple(e for e in experiments if results.source(e))
-        print(name, Sweep({"seed": []}, experiments).record(NAME, leave_out=LEAVE_OUT))
+    claims.record(NetworkOrArithmetic, sys.argv[1:], LEAVE_OUT)
