@@ -1,11 +1,13 @@
 r"""The files of the data sets: where they lie, fetching them, and what must be in them.
 
-`digits` (scikit-learn's) is embedded. The others are read from `NAME.npz` in the folder `$STIFFKIT_DATA` (default: the
+`digits` (scikit-learn's) and `hierarchy` (generated) are embedded. The others are read from `NAME.npz` in the folder `$STIFFKIT_DATA` (default: the
 user's cache folder), in the layout of Keras' `mnist.npz`:
 
 * `x_train`, `x_test`: images, shape (n, h, w) or (n, h, w, 3), uint8;
 * `y_train`, `y_test`: labels 0 to K - 1, shape (n,), any integer type;
 * `classes`: the names of the K classes, shape (K,), strings; may be left out.
+
+Anything else in it is not read: the superclasses of CIFAR-100 are in `stiffkit.superclasses`, by the names of classes.
 
 A missing file is fetched through torchvision, which checks the MD5 of what it downloads.
 """
@@ -23,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from stiffkit._torchvision import download
+from stiffkit.superclasses import SUPERCLASSES, classes_of
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,15 @@ _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 _OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SOURCES = {
     "digits": _Source(_NUMERALS, "7fc3a0ba337bf67a680280fe36b589861738dc726cedc2405f93832c11e2183a", None),
+    "hierarchy": _Source(classes_of("hierarchy"), "c691c1f580ce30e4e12d37cffdedbf43af9fd09751f08151d0e4295fbecfdef7", None),
     "mnist": _Source(_NUMERALS, "09188002361db2d0c735b4c24c7f3b42b2ec471eb2d28af44306628fd69c65ec", "MNIST"),
     "fashion_mnist": _Source(
         _CLOTHES, "52290e8ad52b63890e762aaa12e38cb18652e834a7328ff70d1581a8c6004f58", "FashionMNIST"
     ),
     "cifar10": _Source(_OBJECTS, "7eee070fdc68a599fde3bdeedcc0b4fd335a33cbd3b2d0f497d98534969cf616", "CIFAR10"),
+    "cifar100": _Source(
+        classes_of("cifar100"), "CHECKSUM-C", "CIFAR100"
+    ),
 }
 
 
@@ -145,7 +152,7 @@ def _fetch_into(path: Path, name: str) -> None:
 def read(name: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Return the four arrays in canonical order, images as (n, h, w, c), and the names of the classes."""
     if _source(name).torchvision is None:
-        return _read_digits(), _source(name).classes
+        return _EMBEDDED[name](), _source(name).classes
     path = fetch(name)
     try:
         return _canonical(_open(path), _source(name).classes)
@@ -164,6 +171,25 @@ def _read_digits() -> dict[str, np.ndarray]:
     x, y = _sorted(digits.images.astype(np.uint8)[..., None], digits.target.astype(np.int64))
     test = fixed_part(y, 3)
     return {"x_train": x[~test], "y_train": y[~test], "x_test": x[test], "y_test": y[test]}
+
+
+def _generated() -> dict[str, np.ndarray]:
+    """Images of 8 x 8: a pattern of the realm, one of the superclass, one of the class and noise, in integers."""
+    random = np.random.RandomState(0)
+    realms, superclasses = len(SUPERCLASSES["hierarchy"]) // 3, len(SUPERCLASSES["hierarchy"])
+    classes = len(classes_of("hierarchy"))
+    sizes = (realms, superclasses, classes)
+    patterns = [random.randint(0, 256, (n, 8, 8)).repeat(classes // n, axis=0) for n in sizes]
+    means = sum(weight * pattern for weight, pattern in zip((3, 4, 3), patterns, strict=True))
+    arrays = {}
+    for part, each in (("train", 60), ("test", 40)):
+        y = np.arange(classes).repeat(each)
+        x = (means[y] + 6 * random.randint(0, 256, (len(y), 8, 8))) // 16
+        arrays[f"x_{part}"], arrays[f"y_{part}"] = _sorted(x.astype(np.uint8)[..., None], y)
+    return arrays
+
+
+_EMBEDDED = {"digits": _read_digits, "hierarchy": _generated}
 
 
 def shuffled_classes(y: np.ndarray, seed: int) -> dict[int, np.ndarray]:

@@ -12,10 +12,11 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stiffkit import results
-from stiffkit.experiment import LOSSES, OWN_POINTS, Experiment, check_model, check_points, cost_of_images, known_name
+from stiffkit.experiment import LOSSES, SCALES, Experiment, check_model, check_points, cost_of_images, known_name
 from stiffkit.measurement import ARITHMETICS, OWN
 from stiffkit.models import ACTIVATIONS
 from stiffkit.results import book
+from stiffkit.superclasses import SUPERCLASSES
 from stiffkit.sweeps import Sweep
 
 SHARES = (0.25, 0.5, 0.75)  # of random labels, between none and all of them
@@ -48,7 +49,16 @@ class Chapter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     number: ClassVar[int]
     name: ClassVar[str]
+    datasets: ClassVar[tuple[str, ...]] = tuple(name for name, scale in SCALES.items() if scale.classes == 10)
+    kind: ClassVar[str] = "those of ten classes"
     max_minutes: float = Field(gt=0, description="what a re-run may take, in minutes")
+
+    @field_validator("dataset", check_fields=False)
+    @classmethod
+    def _is_shown_here(cls, value: str) -> str:
+        if value not in cls.datasets:
+            raise ValueError(f"allowed are {', '.join(cls.datasets)}, {cls.kind}")
+        return value
 
     @field_validator("*", mode="before")
     @classmethod
@@ -163,7 +173,7 @@ class Definition(Chapter):
     seed: int = Field(1, ge=0, le=1_000_000, description="of weights, order of training and choice of points")
     max_minutes: float = Field(5.0, gt=0, description="what a re-run may take, in minutes")
 
-    _known = field_validator("dataset", "model", "initialisation")(known_name)
+    _known = field_validator("model", "initialisation")(known_name)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -173,7 +183,7 @@ class Definition(Chapter):
     @property
     def number_of_points(self) -> int:
         """Points in the class matrices: 500 for the full data sets as in the paper, 200 for the embedded digits."""
-        return self.points or OWN_POINTS.get(self.dataset, 500)
+        return self.points or SCALES[self.dataset].points
 
     @property
     def minutes(self) -> float:
@@ -199,7 +209,7 @@ class ClassMatrices(Chapter):
     arithmetic: str = Field("exact", description="of the gradients that the first figures show")
     max_minutes: float = Field(10.0, gt=0, description="what a re-run may take, in minutes")
 
-    @field_validator("dataset", "model", "initialisation", "arithmetic")
+    @field_validator("model", "initialisation", "arithmetic")
     @classmethod
     def _is_known(cls, value: str, info: Any) -> str:
         if (info.field_name, value) == ("model", ""):
@@ -243,8 +253,13 @@ class Series(Chapter):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        _check_sizes(self.dataset, self.model, self.points)
+        _check_sizes(self.dataset, self.model, self.number_of_points)
         return self
+
+    @property
+    def number_of_points(self) -> int:
+        """Training, and validation, points; 0: the data set's own number."""
+        return self.points
 
     @property
     def series(self) -> list[list[Experiment]]:
@@ -277,10 +292,11 @@ class Series(Chapter):
 
     def _one_a_seed(self, own: Mapping[str, Any], **fields: Any) -> list[Experiment]:
         """A series whose network, epochs, points and seeds are `own` where the parameters leave them open."""
-        chosen = {**own, **{name: given for name in own if (given := getattr(self, name))}}
+        given = {name: getattr(self, name) for name in own} | {"points": self.number_of_points}
+        chosen = {name: given[name] or value for name, value in own.items()}
         seeds = chosen.pop("seeds")
         same = {"dataset": self.dataset, "learning_rate": self.learning_rate, "schedule": "sparse", "attribution": True}
-        return [Experiment.of(**same, **chosen, **fields, seed=seed) for seed in range(1, seeds + 1)]
+        return [Experiment.of(**{**same, **chosen, **fields}, seed=seed) for seed in range(1, seeds + 1)]
 
 
 class RandomLabels(Series):
@@ -292,7 +308,7 @@ class RandomLabels(Series):
     label_noise: float = Field(1.0, ge=0, le=1, description="share of the labels that are permuted among themselves")
     arithmetic: str = Field("exact", description="of the gradients that the first figures show")
 
-    @field_validator("dataset", "model", "arithmetic")
+    @field_validator("model", "arithmetic")
     @classmethod
     def _is_known(cls, value: str, info: Any) -> str:
         if (info.field_name, value) == ("model", ""):
@@ -319,6 +335,58 @@ class RandomLabels(Series):
         return self._one_a_seed(own, every=8, **noise)
 
 
+class Superclasses(Series):
+    """Parameters of chapter 4."""
+
+    number: ClassVar[int] = 4
+    name: ClassVar[str] = "superclasses"
+    datasets: ClassVar[tuple[str, ...]] = tuple(SUPERCLASSES)
+    kind: ClassVar[str] = "those whose classes have superclasses"
+
+    dataset: str = Field("cifar100", description="data set")
+    batch_norm: bool = Field(False, description="after the convolutions of resnet20")
+    points: int = Field(0, ge=0, description="of each class, for training as for validation; 0: the data set's own")
+    permutations: int = Field(9_999, ge=99, le=1_000_000, description="random groupings, of each test")
+
+    @field_validator("model")
+    @classmethod
+    def _is_known(cls, value: str, info: Any) -> str:
+        return value and known_name(value, info)
+
+    @model_validator(mode="after")
+    def _has_batch_norm(self) -> Self:
+        if self.batch_norm and self.model != "resnet20":
+            raise ValueError("'batch_norm' is an option of resnet20: give -p model resnet20 as well")
+        return self
+
+    @property
+    def number_of_points(self) -> int:
+        """Training, and validation, points of all classes; 0: the data set's own number."""
+        return self.points * SCALES[self.dataset].classes
+
+    @property
+    def experiments(self) -> list[Experiment]:
+        """One a seed; what the parameters leave open is the data set's own."""
+        return self._grouped()
+
+    @property
+    def shuffled(self) -> list[Experiment]:
+        """The same with all labels permuted among themselves."""
+        return self._grouped(label_noise=1.0)
+
+    @property
+    def series(self) -> list[list[Experiment]]:
+        """The runs, and on the embedded set those with permuted labels."""
+        return [self.experiments, *([self.shuffled] if self.dataset == "hierarchy" else [])]
+
+    def _grouped(self, **fields: Any) -> list[Experiment]:
+        own = {"model": "cnn_v1", "epochs": 20.0, "points": SCALES[self.dataset].points, "seeds": 3}
+        own |= {"epochs": 12.0} if self.model == "resnet20" else {}
+        own |= {"model": "fc", "epochs": 20.0, "seeds": 2} if self.dataset == "hierarchy" else {}
+        norm = {"batch_norm": True} if self.batch_norm else {}
+        return self._one_a_seed(own, schedule="few", attribution=False, every=0, **norm, **fields)
+
+
 class NetworkOrArithmetic(Series):
     """Parameters of chapter 8."""
 
@@ -329,7 +397,7 @@ class NetworkOrArithmetic(Series):
     training_loss: str = Field("", description="that is minimised, beside the fused one; empty: all five")
     arithmetic: str = Field("keras2019", description="that exact ones are held against in the table of deciles")
 
-    @field_validator("dataset", "model", "activation", "training_loss", "arithmetic")
+    @field_validator("model", "activation", "training_loss", "arithmetic")
     @classmethod
     def _is_known(cls, value: str, info: Any) -> str:
         if value == "" and info.field_name in ("model", "training_loss"):
@@ -361,7 +429,7 @@ class NetworkOrArithmetic(Series):
 
 def own_of(dataset: str) -> dict[str, Any]:
     """The network, epochs, points and seeds that a data set has where a chapter's parameters leave them open."""
-    own = {"model": "fc", "epochs": 30.0, "points": OWN_POINTS.get(dataset, 500), "seeds": 8}
+    own = {"model": "fc", "epochs": 30.0, "points": SCALES[dataset].points, "seeds": 8}
     return own | {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "seeds": 2}}.get(dataset, {})
 
 

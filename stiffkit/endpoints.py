@@ -4,6 +4,7 @@ Where `within` and `between` enter, the numbers keep the dimension `arithmetic`.
 every checkpoint of a window is averaged over those where it was.
 """
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +14,10 @@ from stiffkit.attribution import PAIRS
 from stiffkit.experiment import EARLY
 from stiffkit.measurement import ARITHMETICS
 from stiffkit.regimes import MEASURES, REGIMES
+from stiffkit.statistics import partial_mantel
+from stiffkit.superclasses import superclass_of
 
-WINDOWS = ("start", "early", "learning", "late")
+WINDOWS = ("start", "early", "learning", "late", "last")
 SMOOTH = 5  # checkpoints in the running mean that a turning point is looked for in
 AROUND = 3.0  # epochs before and after the onset of overfitting that slopes are taken over
 
@@ -26,6 +29,7 @@ def window(runs: xr.Dataset, name: str) -> xr.Dataset:
     * early: at 1,600 images, as v1's Fig 6, or at the checkpoint next to it.
     * learning: from the first epoch to three and a quarter, ten checkpoints of the standard schedule.
     * late: the last ten whole epochs, but none of the first half of the run; the last checkpoint where there is none.
+    * last: the last checkpoint alone.
     """
     epochs = runs.epochs.mean("seed") if "seed" in runs.dims else runs.epochs
     last = np.floor(float(epochs.max()) + 0.01)
@@ -34,6 +38,7 @@ def window(runs: xr.Dataset, name: str) -> xr.Dataset:
         "early": abs(runs.images - EARLY) == abs(runs.images - EARLY).min(),
         "learning": (epochs > 0.99) & (epochs < 3.3),
         "late": (abs(epochs - epochs.round()) < 1e-3) & (epochs > max(last / 2, last - 9.5)),
+        "last": epochs == epochs.max(),
     }[name]
     if name == "late" and not chosen.any():
         chosen = epochs == epochs.max()
@@ -87,6 +92,37 @@ def coherence_rise(runs: xr.Dataset, part: str) -> xr.DataArray:
     """The greatest running mean of m-coherence over its value before training."""
     values = runs.coherence.sel(part=part)
     return smoothed(values).max("images") / values.isel(images=0)
+
+
+def superclass_excess(runs: xr.Dataset, measure: str, regime: str, at: str) -> xr.DataArray:
+    """Stiffness between classes of one superclass less that between classes of different ones, exact gradients."""
+    return _excess(runs, "", measure, regime, at)
+
+
+def realm_excess(runs: xr.Dataset, measure: str, regime: str, at: str) -> xr.DataArray:
+    """The same for realms, among classes of different superclasses."""
+    return _excess(runs, "realm_", measure, regime, at)
+
+
+def _excess(runs: xr.Dataset, prefix: str, measure: str, regime: str, at: str) -> xr.DataArray:
+    here = runs.sel(arithmetic="exact", measure=measure, regime=regime)
+    return _mean(here[f"{prefix}related"] - here[f"{prefix}unrelated"], runs, at)
+
+
+def beyond_inputs(runs: xr.Dataset, measure: str, regime: str, at: str) -> xr.DataArray:
+    """What superclasses explain of a class matrix beyond the inputs' similarity and the matrix before training.
+
+    The partial correlation of `partial_mantel`, run by run, exact gradients.
+    """
+    groups = superclass_of(json.loads(runs.attrs["classes"]))
+    C = runs.stiffness.sel(arithmetic="exact", measure=measure, regime=regime)
+    late, start = (window(C.to_dataset(name="C").assign(epochs=runs.epochs), w).C.isel(images=-1) for w in (at, "start"))
+    inputs = runs.input_similarity.sel(regime=regime)
+    found = [
+        partial_mantel(late.sel(seed=seed), groups, [inputs.sel(seed=seed), start.sel(seed=seed)], permutations=1).observed
+        for seed in runs.seed.values
+    ]
+    return xr.DataArray([float(value) for value in found], {"seed": runs.seed.values})
 
 
 def least_of_last_layer(runs: xr.Dataset, measure: str, regime: str) -> xr.DataArray:
@@ -235,6 +271,9 @@ QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
         arithmetics_distance,
         greatest,
         coherence_rise,
+        superclass_excess,
+        realm_excess,
+        beyond_inputs,
         least_of_last_layer,
         layer_change,
         pair_change,

@@ -7,7 +7,7 @@ import platform
 import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 from typing import Any, Literal, Self
@@ -26,21 +26,50 @@ from stiffkit.measurement import (
     MEASUREMENT_VERSION,
     OWN,
     evaluate,
+    input_similarity,
     measure,
     measured_indices,
     measured_points,
 )
 from stiffkit.models import ACTIVATIONS, INITIALISATIONS, MODELS, build_model
+from stiffkit.superclasses import SUPERCLASSES, classes_of, realm_of, superclass_of
 from stiffkit.training import TRAINING_VERSION, Checkpoint, one_thread, train
 
 EARLY = 1_600  # images seen in the second panel of v1's Fig 6
 LATE = 0.42  # of all images seen, in its third panel
 LAST = 10  # checkpoints that are measured in every arithmetic, for averages late in training
-OWN_POINTS = {"digits": 200}  # training, and validation, points of small data sets; 500 in the others, as in the paper
-IMAGES = {"digits": 1_201, "cifar10": 50_000}  # training images; 60,000 in the other sets
-PIXELS = {"digits": 0.1, "cifar10": 1.0}  # of an image, in units of CIFAR-10's; 0.5 in the other sets, in time
 LOSSES = {**ARITHMETICS, "mse": mse, "label_smoothing": smoothed_cross_entropy}  # that networks are trained with
-MILLISECONDS = {"fc": 0.15, "cnn": 0.5, "cnn_v1": 2.2}  # of training an image of CIFAR-10 in one thread
+MILLISECONDS = {"fc": 0.15, "cnn": 0.5, "cnn_v1": 2.2, "resnet20": 5.0}  # an image of CIFAR-10 takes in one thread
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a data set is, without loading it.
+
+    Attributes:
+        images: training images.
+        classes: how many there are.
+        pixels: of an image, in units of CIFAR-10's, in time.
+        points: training, and validation, points where none are given: 500 and 3,000 as in the paper.
+        most: points that can be had.
+
+    """
+
+    images: int
+    classes: int = 10
+    pixels: float = 0.5
+    points: int = 500
+    most: int = 2000
+
+
+SCALES = {
+    "digits": Scale(1_201, pixels=0.1, points=200, most=280),
+    "hierarchy": Scale(1_440, classes=24, pixels=0.1, points=240, most=480),
+    "mnist": Scale(60_000),
+    "fashion_mnist": Scale(60_000),
+    "cifar10": Scale(50_000, pixels=1.0),
+    "cifar100": Scale(50_000, classes=100, pixels=1.0, points=3000, most=5000),
+}
 
 
 def known_name(value: str, info: ValidationInfo, kind: str = "") -> str:
@@ -60,22 +89,25 @@ def known_name(value: str, info: ValidationInfo, kind: str = "") -> str:
 
 def check_model(dataset: str, model: str) -> None:
     """Check that a data set's images are large enough for a network."""
-    if dataset == "digits" and model == "cnn_v1":
+    if dataset in ("digits", "hierarchy") and model == "cnn_v1":
         raise ValueError(
-            "'model' = 'cnn_v1': its four poolings need 16 x 16 pixels, and digits has 8 x 8: take fc or cnn"
+            f"'model' = 'cnn_v1': its four poolings need 16 x 16 pixels, and {dataset} has 8 x 8: take fc or cnn"
         )
 
 
 def check_points(dataset: str, points: int) -> None:
     """Check that a data set can give so many training, and validation, points, as many of each class."""
-    largest = 280 if dataset == "digits" else 2000
-    if points % 10 or points < 20 or points > largest:
-        raise ValueError(f"'points' = {points}: {dataset} allows multiples of 10 (its classes) from 20 to {largest}")
+    scale = SCALES[dataset]
+    if points % scale.classes or points < 2 * scale.classes or points > scale.most:
+        raise ValueError(
+            f"'points' = {points}: {dataset} allows multiples of {scale.classes} (its classes) from "
+            f"{2 * scale.classes} to {scale.most}"
+        )
 
 
 def cost_of_images(dataset: str, model: str) -> tuple[int, float]:
     """How many training images there are, and the seconds that training on one takes in one thread, about."""
-    return IMAGES.get(dataset, 60_000), 1e-3 * MILLISECONDS[model] * PIXELS.get(dataset, 0.5)
+    return SCALES[dataset].images, 1e-3 * MILLISECONDS[model] * SCALES[dataset].pixels
 
 
 class _Part(BaseModel):
@@ -108,18 +140,23 @@ class Training(_Part):
     dtype: Literal["float32", "float64"] = Field("float32", description="of weights, images and optimiser")
     train_size: int = Field(0, ge=0, description="training images, as many of each class; 0: all of them")
     label_noise: float = Field(0.0, ge=0, le=1, description="share of the labels that are permuted among themselves")
-    schedule: Literal["standard", "sparse"] = Field("standard", description="of the checkpoints")
+    schedule: Literal["standard", "sparse", "few"] = Field("standard", description="of the checkpoints")
+    batch_norm: bool = Field(False, description="after the convolutions of resnet20")
 
     _known = field_validator("dataset", "model", "initialisation", "loss", "activation")(known_name)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         check_model(self.dataset, self.model)
-        largest = IMAGES.get(self.dataset, 50_000) // 20 * 10  # every class has half of its share at least
-        if self.train_size % 10 or self.train_size > largest:
+        images, classes = SCALES[self.dataset].images, SCALES[self.dataset].classes
+        largest = min(images, 50_000) // (2 * classes) * classes  # every class has half of its share at least
+        if self.train_size % classes or self.train_size > largest:
             raise ValueError(
-                f"'train_size' = {self.train_size}: {self.dataset} allows multiples of 10 (its classes) to {largest}"
+                f"'train_size' = {self.train_size}: {self.dataset} allows multiples of {classes} (its classes) to "
+                f"{largest}"
             )
+        if self.batch_norm and self.model != "resnet20":
+            raise ValueError(f"'batch_norm' is an option of resnet20, {self.model} has none")
         return self
 
     @field_validator("checkpoints")
@@ -139,11 +176,16 @@ class Training(_Part):
 
         The standard schedule: before training, at 1,600 images, each quarter of an epoch up to the fifth, then each
         epoch, at 42 % of the run, and at its end. The sparse one has half as many: of the quarters the first and those
-        from the fourth to the thirteenth in steps of two, then every third epoch, but each of the last ten.
+        from the fourth to the thirteenth in steps of two, then every third epoch, but each of the last ten. The few
+        are twelve: before training, 1,600 images, a quarter, half and a whole epoch, and 10, 15, 25, 42, 60, 80 and
+        100 % of the run.
         """
         if self.checkpoints:
             return list(self.checkpoints)
         end, last, sparse = ceil(self.epochs * n), int(self.epochs), self.schedule == "sparse"
+        if self.schedule == "few":
+            shares = (round(share * end) for share in (0.1, 0.15, 0.25, LATE, 0.6, 0.8, 1))
+            return sorted(k for k in {0, EARLY, ceil(n / 4), ceil(n / 2), n, *shares} if k <= end)
         quarters = (1, *range(4, 13, 2)) if sparse else range(1, 21)
         epochs = {k for k in range(6, last + 1) if not sparse or k % 3 == 0 or k > last - 10}
         chosen = {*(ceil(k * n / 4) for k in quarters), *(k * n for k in epochs)}
@@ -167,7 +209,10 @@ class Measurement(_Part):
     points: int = Field(500, gt=0, description="training points, and as many validation points")
     arithmetics: tuple[str, ...] = Field(tuple(ARITHMETICS), description="in which gradients are computed")
     every: int = Field(
-        1, ge=1, description="arithmetics other than exact: at every so many checkpoints, the stages and the last ten"
+        1,
+        ge=0,
+        description="arithmetics other than exact: at every so many checkpoints, the stages and the last ten; 0: at the "
+        "last alone",
     )
 
     subset: int | None = Field(None, ge=0, description="seed of the choice of points; none: the run's own seed")
@@ -214,8 +259,8 @@ class Experiment(_Part):
         'mnist-fc-30ep-s1-72156e1a.500pts-44136fa3'
 
         """
-        if "points" not in fields and fields.get("dataset") in OWN_POINTS:
-            fields["points"] = OWN_POINTS[fields["dataset"]]
+        if "points" not in fields and fields.get("dataset") in SCALES:
+            fields["points"] = SCALES[fields["dataset"]].points
         parts = {
             "training": {k: v for k, v in fields.items() if k not in Measurement.model_fields},
             "measurement": {k: v for k, v in fields.items() if k in Measurement.model_fields},
@@ -243,7 +288,7 @@ class Experiment(_Part):
         checkpoints = len(self.training.images(n))
         measuring = 0.5 + 1e-7 * points**2 + (0 if self.training.model == "fc" else 5 * image * points)
         evaluating = 0.25 * image * 2 * min(n, 10_000)
-        measured = 1 + (len(self.measurement.arithmetics) - 1) / self.measurement.every
+        measured = 1 + (len(self.measurement.arithmetics) - 1) / (self.measurement.every or checkpoints)
         images = self.training.images(n)[-1]
         return (images * image + checkpoints * (measured * measuring + evaluating)) / 60
 
@@ -307,7 +352,8 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
         For each experiment a Dataset along `images` (seen), the checkpoints, with `epochs`, what `measure` gives at
         each, and the mean `batch_loss` since the checkpoint before; `loss` and `accuracy` (images, split) on a fixed
         subset of 10,000 training images (all, where there are fewer), on the validation half and on the test half of
-        the official test set. With `label_noise` training and validation images have permuted labels, test images
+        the official test set. Where classes have superclasses, `input_similarity` as the function of that name gives
+        it. With `label_noise` training and validation images have permuted labels, test images
         their true ones. NaN where an arithmetic was not measured. A run whose loss stops being finite ends there
         and has the attribute `diverged` = 1.
 
@@ -326,6 +372,7 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
         training.seed,
         initialisation=training.initialisation,
         activation=training.activation,
+        batch_norm=training.batch_norm,
     )
     dtype = getattr(torch, training.dtype)
     model = model.to(device, dtype, memory_format=torch.channels_last)  # trains convolutions a fifth faster on a CPU
@@ -335,6 +382,7 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
     with one_thread(), _bar(training, due[-1], progress) as bar:
         for checkpoint in _checkpoints(model, dataset.train, due, training, run.training):
             bar.update(checkpoint.images - bar.n)
+            model.eval()
             seen = {split: evaluate(checkpoint.model, part) for split, part in watched.items()}
             if diverged := checkpoint.diverged or not np.isfinite(list(seen.values())).all():
                 break
@@ -345,8 +393,9 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
             run.seconds, run.seconds_measuring = run.seconds + now - mark, run.seconds_measuring + now - before
             run.training, mark = checkpoint.state, now
             stopped.save(training.key, run)
+            model.train()
     run.seconds += time.perf_counter() - mark
-    return [_together(e, dataset, run, diverged) for e in experiments]
+    return [_together(e, dataset, points[e], run, diverged) for e in experiments]
 
 
 def stages(images: Iterable[int]) -> list[int]:
@@ -390,24 +439,37 @@ def _measured(
     experiment: Experiment, checkpoint: Checkpoint, points: tuple[Points, Points], truth: Tensor | None, due: list[int]
 ) -> xr.Dataset:
     measurement, stage = experiment.measurement, _four(due)
-    everything = checkpoint.images in {*stage, *due[-LAST:], *due[:: measurement.every]}
-    arithmetics = measurement.arithmetics if everything else ("exact",)
+    often = {*stage, *due[-LAST:], *due[:: measurement.every]} if measurement.every else {due[-1]}
+    arithmetics = measurement.arithmetics if checkpoint.images in often else ("exact",)
     return measure(
         checkpoint.model,
         *points,
         arithmetics,
-        errors=checkpoint.images in stage and not measurement.attribution,
+        errors=checkpoint.images in stage and not measurement.attribution and measurement.points <= 1000,
         own=LOSSES[experiment.training.loss],
         attribution=measurement.attribution,
         truth=truth,
+        groups=_groups(experiment.training.dataset),
     )
 
 
-def _together(experiment: Experiment, dataset: Dataset, run: stopped.Stopped, diverged: bool) -> xr.Dataset:
+def _groups(dataset: str) -> dict[str, tuple[str, ...]]:
+    """What the classes of a data set belong to, where something is known."""
+    if dataset not in SUPERCLASSES:
+        return {}
+    classes = classes_of(dataset)
+    return {"superclass": superclass_of(classes), "realm": realm_of(classes)}
+
+
+def _together(
+    experiment: Experiment, dataset: Dataset, points: tuple[Points, Points], run: stopped.Stopped, diverged: bool
+) -> xr.Dataset:
     rows, arithmetics = run.rows(experiment.identity), list(experiment.measurement.arithmetics)
     together = xr.Dataset(coords={"images": np.empty(0, int), "arithmetic": arithmetics})
     if rows:
         together = xr.concat(rows, "images", join="outer", data_vars="all", coords="minimal", compat="override")
+    if _groups(experiment.training.dataset):
+        together = together.assign(input_similarity=input_similarity(*points))
     return together.reindex(arithmetic=arithmetics).assign_attrs(
         run.made_with,
         classes=json.dumps(dataset.classes),

@@ -1,13 +1,13 @@
 """What a run measures at a checkpoint: class matrices in three regimes, their companions, loss and accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from stiffkit.alignment import stiffness, within_between
+from stiffkit.alignment import group_stiffness, same_group, stiffness, within_between
 from stiffkit.attribution import attribution_of, whole
 from stiffkit.data import Dataset, Points, balanced_subset
 from stiffkit.gradients import GradientGram, gradient_gram
@@ -59,6 +59,7 @@ def measure(
     own: Loss | None = None,
     attribution: bool = False,
     truth: Tensor | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> xr.Dataset:
     r"""Stiffness of training and validation points at one checkpoint.
 
@@ -75,6 +76,7 @@ def measure(
         attribution: also what `attribution_of` gives.
         truth: the true class of each point, (2 n,), where the points' targets are permuted labels: the class matrices
             by true class as well.
+        groups: the "superclass" and the "realm" of each class, in the order of their numbers, all of which occur.
 
     Returns:
         A Dataset, float64, with these variables; regime is train-train, train-val or val-val, measure sign or cos.
@@ -98,6 +100,10 @@ def measure(
         * `true_stiffness`, `true_within`, `true_between`, with `truth`: as `stiffness`, `within`, `between`, by true
           class; NaN for classes of which a part has too few points. `crossed` (regime, measure, given, true): exact
           means over the pairs that have the same given label, or others, and the same true one, or others.
+        * `related`, `unrelated` (arithmetic, regime, measure), with `groups`: mean cells of two classes of one superclass,
+          and of different ones; `realm_related`, `realm_unrelated`: among those of different superclasses, mean cells of
+          one realm and of different ones. `logit_scale` (part): the standard deviation of a point's logits, mean over
+          points.
         * `gap` (part, quantile) of the logit gap $\log(p_y / (1 - p_y))$; `past_gap` (part): share of points above 16.
 
     """
@@ -121,8 +127,22 @@ def measure(
     ]
     found += [_errors(exact, y, parts)] if errors else []
     found += [] if truth is None else [_by_truth(grams, y, truth.cpu(), parts)]
+    found += [_by_group(found[0].stiffness, groups, z, parts)] if groups else []
     found += [attribution_of(layers, grams, y, parts, right=z.argmax(dim=1) == y, gap=gap)] if attribution else []
     return xr.merge(found, join="outer")  # true classes may be others than the given ones
+
+
+def input_similarity(training: Points, validation: Points) -> xr.DataArray:
+    """Mean cosines of the inputs of two classes, (regime, class_a, class_b); pairs of a point with itself left out."""
+    points = tuple(torch.cat(pair).cpu() for pair in zip(training, validation, strict=True))
+    parts = {"train": slice(0, len(training[1])), "val": slice(len(training[1]), len(points[1]))}
+    x = points[0].flatten(1).double()
+    norms = x.norm(dim=1)
+    unit = x / norms.where(norms > 0, 1.0)[:, None]
+    gram = GradientGram(unit @ unit.T, norms, norms, torch.eye(len(x), dtype=torch.bool))
+    C = [cells(block, "cos", *ys) for block, *ys in blocks(gram, points[1], parts)]
+    classes = points[1].unique().numpy()
+    return xr.DataArray(C, {"regime": list(REGIMES), "class_a": classes, "class_b": classes})
 
 
 def evaluate(model: nn.Module, points: Points) -> tuple[float, float]:
@@ -172,6 +192,26 @@ def _by_truth(grams: dict[str, GradientGram], y: Tensor, truth: Tensor, parts: d
     axes = {"regime": list(REGIMES), "measure": list(MEASURES), "given": list(AGREEMENT), "true": list(AGREEMENT)}
     array = xr.DataArray(np.reshape(crossed, (len(REGIMES), len(MEASURES), 2, 2)), axes)
     return found.rename({name: f"true_{name}" for name in found.data_vars}).assign(crossed=array)
+
+
+def _by_group(
+    C: xr.DataArray, groups: Mapping[str, Sequence[str]], z: Tensor, parts: dict[str, slice]
+) -> xr.Dataset:
+    """Class matrices by superclass; by realm where superclasses differ; and how large the logits are."""
+    superclass, realm = groups["superclass"], groups["realm"]
+    other = xr.DataArray(~same_group(C, superclass), dims=("class_a", "class_b"))
+    near, far = group_stiffness(C, superclass), group_stiffness(C.where(other), realm)
+    scale = z.std(dim=1, correction=0)
+    return xr.Dataset(
+        {
+            "related": near.related,
+            "unrelated": near.unrelated,
+            "realm_related": far.related,
+            "realm_unrelated": far.unrelated,
+            "logit_scale": ("part", [float(scale[part].mean()) for part in parts.values()]),
+        },
+        {"part": list(parts)},
+    )
 
 
 def _rest(gram: GradientGram) -> tuple[Tensor, Tensor, Tensor]:

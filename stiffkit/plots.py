@@ -16,6 +16,7 @@ from stiffkit.measurement import SPOKEN
 from stiffkit.statistics import t_interval
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#737373"  # told apart with every kind of colour vision
+TICKS = [-1, -0.5, -0.25, -0.05, 0, 0.05, 0.25, 0.5, 1]
 DIVERGING = "RdBu"  # blue above zero (a step helps), red below (it hurts)
 STYLE = {
     "figure.dpi": 150,
@@ -142,10 +143,9 @@ def class_matrices(
     if axes is None:
         _, axes = plt.subplots(n, m, figsize=(5.6, 0.8 + 3.8 * n / m), squeeze=False, sharex=True, sharey=True)
     names = classes if classes is not None and max(map(len, classes)) <= 2 else C.class_a.values
-    norm = mpl.colors.FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: x * np.abs(x)), -1, 1)
     for (i, j), ax in np.ndenumerate(axes):
         panel = C.isel({rows: i, columns: j}).transpose("class_a", "class_b")
-        image = ax.imshow(panel, cmap=DIVERGING, norm=norm)
+        image = ax.imshow(panel, cmap=DIVERGING, norm=_root())
         ax.set_xticks(range(len(panel)), names, fontsize=8)
         ax.set_yticks(range(len(panel)), names, fontsize=8)
         ax.tick_params(length=0)
@@ -155,9 +155,117 @@ def class_matrices(
         if i == n - 1:
             ax.set_xlabel("loss of class")
         ax.spines[:].set_visible(False)
-    ticks = [-1, -0.5, -0.25, -0.05, 0, 0.05, 0.25, 0.5, 1]
-    ax.figure.colorbar(image, ax=axes, shrink=0.8, aspect=25, label="stiffness", ticks=ticks, format="%g")
+    ax.figure.colorbar(image, ax=axes, shrink=0.8, aspect=25, label="stiffness", ticks=TICKS, format="%g")
     return axes
+
+
+@_styled
+def grouped_matrices(C: xr.DataArray, axes: Any = None) -> np.ndarray:
+    """Class matrices of many classes, ordered by superclass, whose names are at the edge and between which lines run.
+
+    Colours are those of `class_matrices`.
+
+    Args:
+        C: (stage, class_a, class_b), with the coordinate `superclass` along class_a, equal names beside each other.
+        axes: one a stage; made if left out.
+
+    """
+    n = C.sizes["stage"]
+    if axes is None:
+        rows = -(-n // 2)
+        _, axes = plt.subplots(
+            rows, min(n, 2), figsize=(5.6, 1.4 + 2.3 * rows), squeeze=False, sharex=True, sharey=True
+        )
+    axes = np.atleast_2d(axes)
+    groups = C.superclass.values
+    names, begins, sizes = np.unique(groups, return_index=True, return_counts=True)
+    for ax, stage in zip(axes.flat, C.stage.values, strict=False):
+        image = ax.imshow(C.sel(stage=stage), cmap=DIVERGING, norm=_root(), interpolation="nearest")
+        ax.set_title(str(stage))
+        for begin in begins[begins > 0] - 0.5:
+            ax.axhline(begin, color="black", linewidth=0.3)
+            ax.axvline(begin, color="black", linewidth=0.3)
+        spoken = [_spoken(name) for name in names]
+        ax.set_xticks(begins + (sizes - 1) / 2, spoken, fontsize=5, rotation=90)
+        ax.set_yticks(begins + (sizes - 1) / 2, spoken, fontsize=5)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    for ax in axes.flat[n:]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("step on class", fontsize=8)
+    axes[0, 0].figure.colorbar(
+        image, ax=axes, location="top", shrink=0.6, aspect=35, label="stiffness", ticks=TICKS, format="%g"
+    ).ax.tick_params(labelsize=7)
+    return axes
+
+
+@_styled
+def superclass_blocks(C: xr.DataArray, axes: Any = None) -> np.ndarray:
+    """The cells between the classes of each superclass, a small matrix each, classes named on the left.
+
+    Args:
+        C: (class_a, class_b), with the coordinate `superclass` along class_a, equal names beside each other.
+        axes: one a superclass at least; made if left out.
+
+    """
+    groups = list(dict.fromkeys(C.superclass.values))
+    if axes is None:
+        rows = -(-len(groups) // 3)
+        _, axes = plt.subplots(rows, 3, figsize=(5.6, 0.8 + 1.35 * rows), squeeze=False)
+    axes = np.ravel(axes)
+    for ax, group in zip(axes, groups, strict=False):
+        inside = C.superclass.values == group
+        block = C.isel(class_a=inside, class_b=inside)
+        image = ax.imshow(block, cmap=DIVERGING, norm=_root())
+        ax.set_title(fill(_spoken(group), 22), fontsize=7)
+        ax.set_yticks(range(int(inside.sum())), [_spoken(name) for name in block.class_a.values], fontsize=6)
+        ax.set_xticks([])
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+    for ax in axes[len(groups) :]:
+        ax.set_visible(False)
+    axes[0].figure.colorbar(
+        image, ax=axes, location="top", shrink=0.6, aspect=35, label="stiffness", ticks=TICKS, format="%g"
+    ).ax.tick_params(labelsize=7)
+    return axes
+
+
+@_styled
+def grouping_histograms(tests: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
+    """The difference that true superclasses make, against that of random groups of the same sizes, a panel a stage.
+
+    Args:
+        tests: {stage: what `grouping_test` gives}.
+        axes: one a stage; made if left out.
+
+    """
+    if axes is None:
+        rows = -(-len(tests) // 2)
+        _, axes = plt.subplots(rows, 2, figsize=(5.6, 0.4 + 1.9 * rows), squeeze=False)
+    axes = np.ravel(axes)
+    for ax, (stage, test) in zip(axes, tests.items(), strict=False):
+        ax.hist(test.null, bins=40, color=GREY, label="random groups")
+        ax.axvline(test.observed, color=ORANGE, linewidth=2, label="superclasses")
+        side, p = ("above", test.p) if test.p <= test.p_below else ("below", test.p_below)
+        ax.set_title(f"{stage}\n{float(abs(test.effect)):.1f} sd {side}, p = {float(p):.4f}", fontsize=9)
+        ax.set_yticks([])
+        ax.spines["left"].set_visible(False)
+        ax.set_xlabel("one superclass less different ones", fontsize=8)
+    for ax in axes[len(tests) :]:
+        ax.set_visible(False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    return axes
+
+
+def _root() -> mpl.colors.Normalize:
+    """Colours that go with the square root of a value."""
+    return mpl.colors.FuncNorm((lambda x: np.sign(x) * np.sqrt(np.abs(x)), lambda x: x * np.abs(x)), -1, 1)
+
+
+def _spoken(name: str) -> str:
+    return str(name).replace("_", " ")
 
 
 @_styled
@@ -291,6 +399,41 @@ def overview(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str 
         axes: one a set; made if left out.
 
     """
+    looks = {
+        (kind, arithmetic): (colour, line, f"{kind} classes, {SPOKEN[arithmetic]}")
+        for kind, colour in (("within", BLUE), ("between", ORANGE))
+        for arithmetic, line in (("exact", "-"), ("keras2019", ":"))
+    }
+    return _small_multiples(sets, measure, regime, looks, axes)
+
+
+@_styled
+def related(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str = "val-val", axes: Any = None) -> Any:
+    """Means within a class, within a superclass and between superclasses against images seen, a panel a set of runs.
+
+    Args:
+        sets: runs side by side along `seed`, by title; exact arithmetic.
+        measure: "sign" or "cos".
+        regime: of the pairs.
+        axes: one a set; made if left out.
+
+    """
+    kinds = {"within": "one class", "related": "one superclass", "unrelated": "different superclasses"}
+    looks = {
+        (kind, "exact"): (*look, name)
+        for look, (kind, name) in zip(list(LOOKS.values())[:3], kinds.items(), strict=True)
+    }
+    return _small_multiples(sets, measure, regime, looks, axes)
+
+
+def _small_multiples(
+    sets: Mapping[str, xr.Dataset],
+    measure: str,
+    regime: str,
+    looks: Mapping[tuple[str, str], tuple[str, str, str]],
+    axes: Any,
+) -> np.ndarray:
+    """A panel a set of runs, curves by {(variable, arithmetic): (colour, line, label)}."""
     if axes is None:
         rows = -(-len(sets) // 2)
         _, axes = plt.subplots(rows, 2, figsize=(5.6, 0.7 + 2.2 * rows), sharey=True, squeeze=False)
@@ -299,16 +442,9 @@ def overview(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str 
         ax.set_visible(False)
     for ax, (title, runs) in zip(axes, sets.items(), strict=False):
         here = runs.sel(measure=measure, regime=regime)
-        for name, colour in (("within", BLUE), ("between", ORANGE)):
-            for arithmetic, line in (("exact", "-"), ("keras2019", ":")):
-                _band(
-                    ax,
-                    here[name].sel(arithmetic=arithmetic),
-                    colour,
-                    line,
-                    f"{name} classes, {SPOKEN[arithmetic]}",
-                )
-        _through_training(ax, runs, title)
+        for (kind, arithmetic), look in looks.items():
+            _band(ax, here[kind].sel(arithmetic=arithmetic), *look)
+        _through_training(ax, runs, fill(title, 32))
     for ax in axes[::2]:
         ax.set_ylabel("stiffness, " + ("cosine" if measure == "cos" else "sign"))
     handles, labels = axes[0].get_legend_handles_labels()

@@ -110,7 +110,7 @@ def test_a_truth_value_of_a_wrong_type_is_refused(value):
 def test_a_word_that_is_not_known_is_refused(name, value):
     message = refused(**{name: value})
     assert f"parameter {name!r} = {value!r}: " in message
-    known = {"dataset": data.NAMES, "model": ("fc", "cnn", "cnn_v1"), "initialisation": ("keras", "torch")}
+    known = {"dataset": Definition.datasets, "model": ("fc", "cnn", "cnn_v1"), "initialisation": ("keras", "torch")}
     assert not isinstance(value, str) or all(word in message for word in known[name])
 
 
@@ -318,7 +318,7 @@ def test_too_long_says_how_long_how_to_look_quickly_and_how_to_allow_more():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "model"), sorted({*itertools.product(data.NAMES, ("fc", "cnn", "cnn_v1"))} - {("digits", "cnn_v1")})
+    ("dataset", "model"), sorted({*itertools.product(Definition.datasets, ("fc", "cnn", "cnn_v1"))} - {("digits", "cnn_v1")})
 )
 def test_what_is_advised_to_allow_more_does(dataset, model):
     with pytest.raises(TooLongError) as caught:

@@ -65,6 +65,76 @@ def test_parameters_counted_by_hand(name, dataset, count, initialisation):
     assert not list(model.buffers())
 
 
+def resnet20_written_out(parameters, x, norms=None):
+    """The network from its parameters in order; with norms, (mean, variance) of each in eval mode."""
+    take = iter(parameters)
+
+    def conv(h, stride=1, padding=(1, 1, 1, 1)):
+        return F.conv2d(F.pad(h, padding), next(take), next(take), stride)
+
+    def norm(h):
+        if norms is None:
+            return h
+        mean, variance = next(norms)
+        return F.batch_norm(h, mean, variance, next(take), next(take), eps=1e-3)
+
+    h = norm(conv(x)).relu()
+    for stage in range(3):
+        for block in range(3):
+            halved = stage > 0 and block == 0
+            first = [next(take), next(take)], [next(take), next(take)]
+            norm_parameters = [next(take) for _ in range(4)] if norms else []
+            shortcut = [next(take), next(take)] if halved else None
+            y = F.conv2d(F.pad(h, (0, 1, 0, 1) if halved else (1, 1, 1, 1)), *first[0], 2 if halved else 1)
+            if norms:
+                y = F.batch_norm(y, *next(norms), *norm_parameters[:2], eps=1e-3)
+            y = F.conv2d(F.pad(y.relu(), (1, 1, 1, 1)), *first[1])
+            if norms:
+                y = F.batch_norm(y, *next(norms), *norm_parameters[2:], eps=1e-3)
+            h = (y + (F.conv2d(h, *shortcut, 2) if halved else h)).relu()
+    return F.linear(h.mean(dim=(2, 3)), next(take), next(take))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_resnet20_written_out(batch_norm):
+    model = build_model("resnet20", images(3, 32, 32, classes=7), 2, batch_norm=batch_norm).eval()
+    layers = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(layers) == 19 * batch_norm
+    generator = torch.Generator().manual_seed(0)
+    for layer in layers:
+        layer.running_mean.normal_(generator=generator)
+        layer.running_var.uniform_(0.5, 2, generator=generator)
+    norms = iter([(m.running_mean, m.running_var) for m in layers]) if batch_norm else None
+    x = torch.randn(2, 3, 32, 32, generator=generator)
+    torch.testing.assert_close(model(x), resnet20_written_out(model.parameters(), x, norms), rtol=1e-4, atol=1e-4)
+
+
+def test_resnet20_has_the_size_of_keras_example():
+    """Its summary gives 274,442 parameters for CIFAR-10, of which 1,376 belong to batch norm that is not trained."""
+    model = build_model("resnet20", CIFAR, 1, batch_norm=True)
+    moving = sum(m.num_features * 2 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert sum(p.numel() for p in model.parameters()) + moving == 274_442
+    assert moving == 1_376
+
+
+def test_he_normal_is_keras():
+    """Cut off at two standard deviations of the normal, whose variance is then 2 / inputs; biases zero."""
+    model = build_model("resnet20", images(3, 32, 32, classes=100), 1)
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.weight.numel() > 5000:
+            deviation = (2 / module.weight[0].numel()) ** 0.5
+            assert float(module.weight.detach().std()) == pytest.approx(deviation, rel=0.05)
+            assert float(module.weight.detach().abs().max()) <= 2 * deviation / 0.8796
+            assert not module.bias.any()
+
+
+def test_batch_norm_is_an_option_of_resnet20_alone():
+    with pytest.raises(ValueError, match="batch norm is an option of resnet20, cnn has none"):
+        build_model("cnn", CIFAR, 1, batch_norm=True)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        build_model("resnet20", images(1, 10, 10), 1)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_pass_written_out(name):
     model = build_model(name, images(3, 17, 34), 3, initialisation="torch")

@@ -91,6 +91,17 @@ LATE = {
     ),
 }
 
+GROUPED = array(
+    ("stage", "class_a", "class_b"), stage=STAGES, class_a=list("abcde"), class_b=list("abcde")
+).assign_coords(superclass=("class_a", ["one_group"] * 2 + ["two"] * 3))
+TESTS = {
+    stage: xr.Dataset(
+        {"observed": 0.1, "effect": 2.5, "p": 0.01, "p_below": 1.0, "null": ("permutation", RANDOM.normal(size=50))}
+    )
+    for stage in STAGES
+}
+RELATED = RUNS.assign(related=RUNS.within / 2, unrelated=RUNS.between)
+
 DATA = (CHANGE, PLACES, CHECKS, MATRICES, WITHIN, BETWEEN, RUNS)
 
 CALLS = {
@@ -104,6 +115,10 @@ CALLS = {
     "doses": lambda **options: plots.doses({"MNIST": DOSE, "CIFAR-10": DOSE.isel(images=slice(3))}, **options),
     "trained_and_measured": lambda **options: plots.trained_and_measured(LATE, **options),
     "taken_apart": lambda **options: plots.taken_apart({"a": TAKEN, "b": TAKEN.isel(layer=slice(2))}, **options),
+    "grouped_matrices": lambda **options: plots.grouped_matrices(GROUPED, **options),
+    "superclass_blocks": lambda **options: plots.superclass_blocks(GROUPED.isel(stage=-1), **options),
+    "grouping_histograms": lambda **options: plots.grouping_histograms(TESTS, **options),
+    "related": lambda **options: plots.related({"CNN": RELATED, "ResNet20": RELATED.isel(seed=[0])}, **options),
     "step_map": lambda **options: plots.step_map(CHANGE, PLACES, (0.3, -0.2), **options),
     "step_checks": lambda **options: plots.step_checks(CHECKS, 1e-3, **options),
     "class_matrices": lambda **options: plots.class_matrices(MATRICES, "stage", "measure", **options),
@@ -116,6 +131,10 @@ PANELS = {
     "beside": (2, 3),
     "curves": (1, 2),
     "doses": (2, 2),
+    "grouped_matrices": (1, 2),
+    "superclass_blocks": (1, 2),
+    "grouping_histograms": (1, 2),
+    "related": (1, 2),
     "trained_and_measured": (1, 2),
     "taken_apart": (2, 2),
     "step_map": (1, 2),
@@ -482,6 +501,41 @@ def test_curves_keep_to_their_bounds():
         np.testing.assert_allclose(lines(ax)["a"][1], expected)
         assert bands(ax)[0].min() >= bounds[0]
         assert top is None or bands(ax)[0].max() <= top
+
+
+# Chapter 4
+
+
+def test_grouped_matrices_name_groups_and_part_them():
+    axes = CALLS["grouped_matrices"]()
+    for ax, stage in zip(axes.flat, STAGES, strict=True):
+        np.testing.assert_allclose(ax.get_images()[0].get_array(), GROUPED.sel(stage=stage))
+        assert [label.get_text() for label in ax.get_yticklabels()] == ["one group", "two"]
+        assert ax.get_yticks().tolist() == [0.5, 3]
+        assert {tuple(line.get_ydata()) for line in ax.get_lines()} == {(1.5, 1.5), (0, 1)}
+
+
+def test_superclass_blocks_are_the_cells_within_each():
+    axes = plots.superclass_blocks(GROUPED.isel(stage=-1))
+    for ax, (title, names) in zip(axes, (("one group", "ab"), ("two", "cde")), strict=False):
+        assert ax.get_title() == title
+        assert [label.get_text() for label in ax.get_yticklabels()] == list(names)
+        expected = GROUPED.isel(stage=-1).sel(class_a=list(names), class_b=list(names))
+        np.testing.assert_allclose(ax.get_images()[0].get_array(), expected)
+
+
+def test_grouping_histograms_show_all_random_groups_and_the_true_ones():
+    for ax, test in zip(CALLS["grouping_histograms"](), TESTS.values(), strict=True):
+        assert sum(bar.get_height() for bar in ax.patches) == 50
+        assert ax.get_lines()[0].get_xdata()[0] == float(test.observed)
+        assert "2.5 sd above, p = 0.0100" in ax.get_title()
+
+
+def test_related_shows_three_means_of_each_set():
+    shown = lines(CALLS["related"]()[0])
+    for name, kind in (("one class", "within"), ("one superclass", "related"), ("different superclasses", "unrelated")):
+        expected = RELATED[kind].sel(arithmetic="exact", measure="sign", regime="val-val").mean("seed")
+        np.testing.assert_allclose(shown[name][1], expected)
 
 
 # Chapter 8
