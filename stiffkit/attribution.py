@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stiffkit.alignment import class_indicators, stiffness, within_between
 from stiffkit.gradients import GradientGram
-from stiffkit.regimes import MEASURES, REGIMES, blocks, cells, class_matrices, sides
+from stiffkit.regimes import MEASURES, REGIMES, blocks, cells, class_matrices, labelled, sides
 
 PAIRS = ("both right", "one wrong", "both wrong")
 DECILES = 10
@@ -95,11 +95,11 @@ def _by_layer(
     layers: Mapping[str, GradientGram], exact: GradientGram, y: Tensor, parts: dict[str, slice]
 ) -> xr.Dataset:
     number = {"layer": range(1, len(layers) + 1)}
-    own = _class_means([class_matrices(gram, y, parts) for gram in layers.values()], number | AXES, y)
+    own = within_between(labelled([class_matrices(g, y, parts) for g in layers.values()], number | AXES, y))
     shares = [share(gram, exact.norms, exact.norms2) for gram in layers.values()]
     grams = [GradientGram(s, exact.norms, exact.norms2, exact.self_pairs) for s in shares]
     parts_of_cosine = [[cells(block, "cos", *ys) for block, *ys in blocks(gram, y, parts)] for gram in grams]
-    return xr.merge([_named("layer", own), _named("share", _class_means(parts_of_cosine, number | REGIME, y))])
+    return xr.merge([_named("layer", own), _named("share", within_between(labelled(parts_of_cosine, number | REGIME, y)))])
 
 
 def _by_rightness(gram: GradientGram, y: Tensor, parts: dict[str, slice], right: Tensor) -> xr.Dataset:
@@ -136,8 +136,8 @@ def _by_zero(grams: Mapping[str, GradientGram], y: Tensor, parts: dict[str, slic
     values = xr.DataArray(unclipped, axis | {"part": list(parts), "class_a": classes.numpy()}, name="unclipped")
     return xr.merge(
         [
-            _named("alive", _class_means(alive, axis | AXES, y)),
-            _named("padded", _class_means(padded, axis | REGIME, y)),
+            _named("alive", within_between(labelled(alive, axis | AXES, y))),
+            _named("padded", within_between(labelled(padded, axis | REGIME, y))),
             values,
         ]
     )
@@ -162,11 +162,6 @@ def _by_gap(grams: Mapping[str, GradientGram], y: Tensor, train: slice, gap: Ten
         },
         {"arithmetic": list(grams), "decile": range(1, DECILES + 1)},
     )
-
-
-def _class_means(values: list, axes: dict, y: Tensor) -> xr.Dataset:
-    classes = y.unique().numpy()
-    return within_between(xr.DataArray(np.array(values), axes | {"class_a": classes, "class_b": classes}))
 
 
 def _named(name: str, summaries: xr.Dataset) -> xr.Dataset:

@@ -13,7 +13,7 @@ from stiffkit.data import Dataset, Points, balanced_subset
 from stiffkit.gradients import GradientGram, gradient_gram
 from stiffkit.losses import cross_entropy, cross_entropy_float32, cross_entropy_keras2019
 from stiffkit.output_gradients import Loss
-from stiffkit.regimes import MEASURES, REGIMES, blocks, cells, class_matrices, sides
+from stiffkit.regimes import MEASURES, REGIMES, blocks, cells, class_matrices, labelled, sides
 from stiffkit.statistics import bootstrap_error
 
 MEASUREMENT_VERSION = (
@@ -141,8 +141,7 @@ def input_similarity(training: Points, validation: Points) -> xr.DataArray:
     unit = x / norms.where(norms > 0, 1.0)[:, None]
     gram = GradientGram(unit @ unit.T, norms, norms, torch.eye(len(x), dtype=torch.bool))
     C = [cells(block, "cos", *ys) for block, *ys in blocks(gram, points[1], parts)]
-    classes = points[1].unique().numpy()
-    return xr.DataArray(C, {"regime": list(REGIMES), "class_a": classes, "class_b": classes})
+    return labelled(C, {"regime": list(REGIMES)}, points[1])
 
 
 def evaluate(model: nn.Module, points: Points) -> tuple[float, float]:
@@ -173,11 +172,9 @@ def _stiffness(grams: dict[str, GradientGram], y: Tensor, parts: dict[str, slice
 
 def _by_class(grams: dict[str, GradientGram], y: Tensor, parts: dict[str, slice]) -> xr.Dataset:
     """Class matrices and their summaries."""
-    C = [class_matrices(gram, y, parts) for gram in grams.values()]
-    dimensions = {"arithmetic": list(grams), "regime": list(REGIMES), "measure": list(MEASURES)}
-    classes = y.unique().numpy()
-    stiffness = xr.DataArray(C, dimensions | {"class_a": classes, "class_b": classes})
-    return within_between(stiffness).assign(stiffness=stiffness)
+    axes = {"arithmetic": list(grams), "regime": list(REGIMES), "measure": list(MEASURES)}
+    C = labelled([class_matrices(gram, y, parts) for gram in grams.values()], axes, y)
+    return within_between(C).assign(stiffness=C)
 
 
 def _by_truth(grams: dict[str, GradientGram], y: Tensor, truth: Tensor, parts: dict[str, slice]) -> xr.Dataset:
@@ -250,9 +247,7 @@ def _centred(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> xr.Datas
             K[:, part] -= K[:, part].mean(dim=1, keepdim=True)
         centred = GradientGram(K.sign(), *_rest(gram))
         C.append([cells(block, "sign", *ys) for block, *ys in blocks(centred, y, parts)])
-    dimensions = {"centring": ["gradient", "direction"], "regime": list(REGIMES)}
-    classes = y.unique().numpy()
-    centred = xr.DataArray(C, dimensions | {"class_a": classes, "class_b": classes})
+    centred = labelled(C, {"centring": ["gradient", "direction"], "regime": list(REGIMES)}, y)
     return within_between(centred).rename(within="centred_within", between="centred_between")
 
 

@@ -1,8 +1,9 @@
 """The three regimes: pairs of training points, of a training and a validation point, and of validation points."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import xarray as xr
 from torch import Tensor
 
 from stiffkit.alignment import class_indicators, stiffness, weighted_cells
@@ -32,3 +33,9 @@ def class_matrices(gram: GradientGram, y: Tensor, parts: dict[str, slice]) -> li
 def cells(block: GradientGram, measure: str, rows: Tensor, columns: Tensor) -> np.ndarray:
     """The class matrix of a block, as `class_stiffness` has it, without its labels."""
     return weighted_cells(stiffness(block, measure), rows, columns)[0].numpy()
+
+
+def labelled(values: Sequence, axes: Mapping[str, Sequence], y: Tensor) -> xr.DataArray:
+    """Class matrices with their axes, and with the classes that occur in y along class_a and class_b."""
+    classes = y.unique().numpy()
+    return xr.DataArray(np.array(values), {**axes, "class_a": classes, "class_b": classes})

@@ -1,0 +1,293 @@
+r"""Stiffness against distance: curves, what classes alone would give, and the length at which stiffness vanishes.
+
+The third version measures $d = 1 - \cos(X_1, X_2)$ between inputs, fits a line to the stiffness of pairs of one class,
+and calls the distance of its zero the dynamical critical length $\xi$. The first version takes the cosine itself, one at
+the same place, in the input and in every layer's representation, and the first zero of the binned curve. Pairs share
+points, and so are no independent observations: intervals come from a jackknife over points.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from stiffkit.alignment import Labels
+
+METRICS = ("cosine", "similarity", "l2", "l1")
+PAIRS = ("same class", "different classes", "all")
+FEWEST = 20  # pairs in a bin, of fewer no mean is taken
+
+
+def distance(points: Tensor, points2: Tensor | None = None, metric: str = "cosine") -> Tensor:
+    r"""Distances between points, or between their representations.
+
+    Args:
+        points: (n, ...); everything after the first dimension is one vector.
+        points2: (m, ...); the same set if left out.
+        metric: "cosine", $1 - x \cdot x' / (\|x\| \|x'\|)$ in [0, 2] (Fort et al., v3); "similarity", the cosine itself
+            (v1's "dot product distance", one at the same place); "l2" or "l1", norms of $x - x'$.
+
+    Returns:
+        float64, (n, m), on the CPU; NaN where a cosine is taken of a point whose norm is zero.
+
+    Raises:
+        ValueError: an unknown metric, with the known ones.
+
+    """
+    if metric not in METRICS:
+        raise ValueError(f"distance {metric!r} is unknown; known are {', '.join(METRICS)}")
+    x = points.detach().flatten(1).double().cpu()
+    x2 = x if points2 is None else points2.detach().flatten(1).double().cpu()
+    if metric in ("l2", "l1"):
+        return torch.cdist(x, x2, p=float(metric[1]), compute_mode="donot_use_mm_for_euclid_dist")
+    unit, unit2 = ((v / v.norm(dim=1, keepdim=True)) for v in (x, x2))  # 0 / 0 is NaN, as it should be
+    similarity = (unit @ unit2.T).clamp(-1, 1)
+    return similarity if metric == "similarity" else 1 - similarity
+
+
+def representations(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    """What each layer with weights is given, by "input", "layer 1", ..., and the logits, "output".
+
+    Args:
+        model: in which each linear or convolutional layer is called once.
+        inputs: (n, ...).
+
+    Returns:
+        Tensors (n, ...), from the input, which the first layer is given, to the output. "layer 1" is what the first
+        layer's units say after their non-linearity, that is, what the second layer is given.
+
+    """
+    found: list[Tensor] = []
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    hooks = [
+        module.register_forward_pre_hook(lambda _, given: found.append(given[0].detach()))
+        for module in model.modules()
+        if isinstance(module, kinds)
+    ]
+    try:
+        with torch.no_grad():
+            output = model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {"input": inputs} | {f"layer {k}": h for k, h in enumerate(found[1:], start=1)} | {"output": output}
+
+
+def same_class(y: Labels, y2: Labels | None = None) -> Tensor:
+    """Whether two points have the same label, (n, m)."""
+    y, y2 = torch.as_tensor(y).cpu(), torch.as_tensor(y if y2 is None else y2).cpu()
+    return y[:, None] == y2
+
+
+def stiffness_by_distance(
+    S: Tensor, D: Tensor, same: Tensor, edges: Sequence[float], fewest: int = FEWEST
+) -> xr.Dataset:
+    r"""Mean stiffness of pairs in bins of their distance: of one class, of different classes, and of all pairs.
+
+    Args:
+        S: stiffness, (n, m); pairs that are NaN are left out.
+        D: distance, (n, m); pairs that are NaN are left out.
+        same: whether the points are of one class, (n, m).
+        edges: of the bins, ascending; what lies outside of them is left out, the last edge belongs to the last bin.
+        fewest: pairs; a bin with fewer has no mean, and its count says so.
+
+    Returns:
+        A Dataset along pairs (`PAIRS`) and distance (the middle of each bin): `stiffness`, NaN in a hole, and `count`.
+        `null` (distance): what all pairs would give if neither kind depended on distance, $P(\text{same} \mid d)\, W +
+        (1 - P)\, B$ with the means W and B of each kind. Data less null is what distance does beyond the composition of
+        a bin by classes.
+
+    """
+    edges = np.asarray(edges, dtype=float)
+    if edges.ndim != 1 or len(edges) < 2 or (np.diff(edges) <= 0).any():
+        raise ValueError("edges of bins must ascend, two of them at least")
+    here = ~(S.isnan() | D.isnan())
+    place = torch.bucketize(D.nan_to_num(-np.inf), torch.from_numpy(edges), right=True) - 1
+    place[edges[-1] == D] = len(edges) - 2
+    here &= (place >= 0) & (place < len(edges) - 1)
+    kinds = {"same class": same, "different classes": ~same, "all": torch.ones_like(same)}
+    counts, means, whole = [], [], {}
+    for name in PAIRS:
+        chosen = here & kinds[name]
+        bins, values = place[chosen], S[chosen]
+        count = torch.bincount(bins, minlength=len(edges) - 1).double()
+        sums = torch.bincount(bins, weights=values, minlength=len(edges) - 1)
+        counts.append(count.long().numpy())
+        means.append((sums / count).where(count >= fewest, torch.nan).numpy())
+        whole[name] = float(values.mean())
+    share = counts[0] / np.maximum(counts[2], 1)
+    null = share * np.nan_to_num(whole["same class"]) + (1 - share) * np.nan_to_num(whole["different classes"])
+    return xr.Dataset(
+        {
+            "stiffness": (("pairs", "distance"), np.stack(means)),
+            "count": (("pairs", "distance"), np.stack(counts)),
+            "null": ("distance", np.where(counts[2] >= fewest, null, np.nan)),
+        },
+        {"pairs": list(PAIRS), "distance": (edges[1:] + edges[:-1]) / 2},
+    )
+
+
+@dataclass(frozen=True)
+class Length:
+    """A critical length, or the bound that is known of it.
+
+    Attributes:
+        value: the length; where it is censored, the bound.
+        low, high: its 95 % interval; infinite on a side that the data do not bound, NaN where none was asked for.
+        censored: "" for a length; "above" where stiffness is positive at every observed distance, so that the length is
+            larger than `value`; "below" where it is at no distance.
+
+    """
+
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+    censored: str = ""
+
+
+def crossing(curve: xr.DataArray, level: float = 0.0) -> Length:
+    """Where a binned curve first falls to a level, going away from the same place; straight lines between bins.
+
+    Args:
+        curve: along `distance`, in the order in which places move away: for similarities from one down. Holes (NaN) are
+            bridged.
+        level: that is crossed.
+
+    Returns:
+        The length; censored at the last bin where the curve stays above, and at the first where it never is.
+
+    """
+    known = curve.dropna("distance")
+    d, v = known.distance.values, known.values - level
+    if not len(v):
+        return Length(np.nan, censored="above")
+    if v[0] <= 0:
+        return Length(float(d[0]), censored="below")
+    (fallen,) = np.nonzero(v <= 0)
+    if not len(fallen):
+        return Length(float(d[-1]), censored="above")
+    k = fallen[0]
+    return Length(float(d[k - 1] + (d[k] - d[k - 1]) * v[k - 1] / (v[k - 1] - v[k])))
+
+
+def half_decay(curve: xr.DataArray) -> Length:
+    """The distance at which a binned curve has fallen to half of its first value; it exists without a zero."""
+    first = curve.dropna("distance")
+    return crossing(curve, float(first[0]) / 2 if len(first) else 0.0)
+
+
+@dataclass(frozen=True)
+class Line:
+    r"""Stiffness as a line in distance, $S = a + b\, d$, by least squares over pairs.
+
+    Attributes:
+        intercept, slope: a and b.
+        covariance: of both, (2, 2), from the jackknife over points.
+        points: behind it.
+        shortest, longest: observed distances.
+
+    """
+
+    intercept: float
+    slope: float
+    covariance: np.ndarray
+    points: int
+    shortest: float
+    longest: float
+
+
+def fitted_line(S: Tensor, D: Tensor, chosen: Tensor, *, symmetric: bool) -> Line:
+    r"""Fit a line to the stiffness of pairs (Fort et al., v3), with a covariance that knows that pairs share points.
+
+    The jackknife leaves out one point at a time, with all of its pairs: $\widehat{\mathrm{Cov}} = \frac{n-1}{n} \sum_i
+    (\theta_{(i)} - \bar\theta)(\theta_{(i)} - \bar\theta)^\top$.
+
+    Args:
+        S: stiffness, (n, m), NaN pairs left out.
+        D: distance, (n, m), likewise.
+        chosen: which pairs, (n, m).
+        symmetric: rows and columns are the same points, so that a point leaves with its row and its column; otherwise
+            rows and columns are different points.
+
+    """
+    here = (chosen & ~(S.isnan() | D.isnan())).double()
+    d, s = D.nan_to_num(0.0) * here, S.nan_to_num(0.0) * here
+    moments = torch.stack([here, d, d * d, s, d * s])  # of each pair: 1, d, d^2, s, d s
+    total = moments.sum(dim=(1, 2))
+    rows, columns = moments.sum(dim=2), moments.sum(dim=1)
+    if symmetric:
+        without = total[:, None] - rows - columns + torch.diagonal(moments, dim1=1, dim2=2)
+    else:
+        without = torch.cat([total[:, None] - rows, total[:, None] - columns], dim=1)
+    touched = (rows[0] + columns[0] > 0) if symmetric else torch.cat([rows[0], columns[0]]) > 0
+    left_out = torch.stack(_coefficients(without[:, touched]))
+    n = left_out.shape[1]
+    about = left_out - left_out.mean(dim=1, keepdim=True)
+    a, b = (float(v) for v in _coefficients(total))
+    observed = D[here.bool()]
+    ends = (float(observed.min()), float(observed.max())) if len(observed) else (np.nan, np.nan)
+    return Line(a, b, ((n - 1) / n * about @ about.T).numpy(), n, *ends)
+
+
+def _coefficients(moments: Tensor) -> tuple[Tensor, Tensor]:
+    one, d, dd, s, ds = moments
+    slope = (one * ds - d * s) / (one * dd - d * d)
+    return (s - slope * d) / one, slope
+
+
+def zero_of_line(line: Line, level: float = 0.95) -> Length:
+    r"""The distance $\xi = -a / b$ at which a line is zero, with Fieller's interval.
+
+    The interval holds the $\xi$ with $(a + b \xi)^2 \le t^2\, \mathrm{Var}(a + b \xi)$. Where the slope may be zero it is
+    unbounded. A zero outside of the observed distances is none that was seen: it is censored at their end.
+    """
+    from scipy.special import stdtrit
+
+    a, b, C = line.intercept, line.slope, line.covariance
+    if not np.isfinite([a, b]).all() or b >= 0:
+        return Length(line.longest, line.longest, np.inf, "above") if a > 0 else _none(line)
+    xi = -a / b
+    t = float(stdtrit(max(line.points - 1, 1), (1 + level) / 2))
+    q = [b * b - t * t * C[1, 1], 2 * (a * b - t * t * C[0, 1]), a * a - t * t * C[0, 0]]  # of xi^2, xi, 1
+    low, high = _between_roots(q, xi)
+    if xi > line.longest:
+        return Length(line.longest, min(low, line.longest), high, "above")
+    return _none(line) if xi < line.shortest else Length(xi, low, high)
+
+
+def _none(line: Line) -> Length:
+    return Length(line.shortest, -np.inf, line.shortest, "below")
+
+
+def _between_roots(q: Sequence[float], inside: float) -> tuple[float, float]:
+    """Where a quadratic is not above zero, around a point in it; without an end where it opens downwards."""
+    roots = np.sort(np.roots(q).real) if q[1] ** 2 >= 4 * q[0] * q[2] else np.empty(0)
+    if q[0] > 0 and len(roots) == 2:
+        return float(roots[0]), float(roots[1])
+    if len(roots) == 2:  # the complement of an interval: one side of it
+        return (float(roots[1]), np.inf) if inside >= roots[1] else (-np.inf, float(roots[0]))
+    return -np.inf, np.inf
+
+
+def critical_length(S: Tensor, D: Tensor, same: Tensor, *, symmetric: bool, metric: str = "cosine") -> Length:
+    """The third version's critical length: where the line through the pairs of one class is zero.
+
+    Args:
+        S: stiffness, (n, m), sign or cosine.
+        D: distance, (n, m), NaN pairs left out.
+        same: whether the points are of one class, (n, m).
+        symmetric: rows and columns are the same points.
+        metric: of D; a similarity is turned into a distance first.
+
+    """
+    D = 1 - D if metric == "similarity" else D
+    return zero_of_line(fitted_line(S, D, same, symmetric=symmetric))
+
+
+def each_class(measure: Callable[[Tensor], Length], y: Labels, y2: Labels | None = None) -> list[Length]:
+    """A length of the pairs of each class by themselves: `measure` is given which pairs those are, (n, m)."""
+    y, y2 = torch.as_tensor(y).cpu(), torch.as_tensor(y if y2 is None else y2).cpu()
+    return [measure((y[:, None] == c) & (y2 == c)) for c in y.unique()]
