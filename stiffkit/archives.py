@@ -1,7 +1,7 @@
 r"""The files of the data sets: where they lie, fetching them, and what must be in them.
 
-`digits` (scikit-learn's) and `hierarchy` (generated) are embedded. The others are read from `NAME.npz` in the folder `$STIFFKIT_DATA` (default: the
-user's cache folder), in the layout of Keras' `mnist.npz`:
+`digits` (scikit-learn's) and `hierarchy` (generated) are embedded. The others are read from `NAME.npz` in the folder
+`$STIFFKIT_DATA` (default: the user's cache folder), in the layout of Keras' `mnist.npz`:
 
 * `x_train`, `x_test`: images, shape (n, h, w) or (n, h, w, 3), uint8;
 * `y_train`, `y_test`: labels 0 to K - 1, shape (n,), any integer type;
@@ -40,14 +40,16 @@ _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 _OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SOURCES = {
     "digits": _Source(_NUMERALS, "7fc3a0ba337bf67a680280fe36b589861738dc726cedc2405f93832c11e2183a", None),
-    "hierarchy": _Source(classes_of("hierarchy"), "c691c1f580ce30e4e12d37cffdedbf43af9fd09751f08151d0e4295fbecfdef7", None),
+    "hierarchy": _Source(
+        classes_of("hierarchy"), "c691c1f580ce30e4e12d37cffdedbf43af9fd09751f08151d0e4295fbecfdef7", None
+    ),
     "mnist": _Source(_NUMERALS, "09188002361db2d0c735b4c24c7f3b42b2ec471eb2d28af44306628fd69c65ec", "MNIST"),
     "fashion_mnist": _Source(
         _CLOTHES, "52290e8ad52b63890e762aaa12e38cb18652e834a7328ff70d1581a8c6004f58", "FashionMNIST"
     ),
     "cifar10": _Source(_OBJECTS, "7eee070fdc68a599fde3bdeedcc0b4fd335a33cbd3b2d0f497d98534969cf616", "CIFAR10"),
     "cifar100": _Source(
-        classes_of("cifar100"), "CHECKSUM-C", "CIFAR100"
+        classes_of("cifar100"), "eebbf9e2df955b0215939663cfb641136436198cad9a864f9493f21651bb1988", "CIFAR100"
     ),
 }
 

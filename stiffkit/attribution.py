@@ -99,7 +99,9 @@ def _by_layer(
     shares = [share(gram, exact.norms, exact.norms2) for gram in layers.values()]
     grams = [GradientGram(s, exact.norms, exact.norms2, exact.self_pairs) for s in shares]
     parts_of_cosine = [[cells(block, "cos", *ys) for block, *ys in blocks(gram, y, parts)] for gram in grams]
-    return xr.merge([_named("layer", own), _named("share", within_between(labelled(parts_of_cosine, number | REGIME, y)))])
+    return xr.merge(
+        [_named("layer", own), _named("share", within_between(labelled(parts_of_cosine, number | REGIME, y)))]
+    )
 
 
 def _by_rightness(gram: GradientGram, y: Tensor, parts: dict[str, slice], right: Tensor) -> xr.Dataset:

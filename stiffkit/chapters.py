@@ -20,6 +20,7 @@ from stiffkit.superclasses import SUPERCLASSES
 from stiffkit.sweeps import Sweep
 
 SHARES = (0.25, 0.5, 0.75)  # of random labels, between none and all of them
+FEW = 5_000  # images whose labels are memorised whole
 
 
 class ParameterError(ValueError):
@@ -317,8 +318,9 @@ class RandomLabels(Series):
 
     @property
     def experiments(self) -> dict[str, list[Experiment]]:
-        """The networks that random labels are shown to, and the same ones with true labels: one experiment a seed."""
-        return {"random labels": self.with_noise(self.label_noise), "true labels": self.with_noise(0)}
+        """Networks that are taught random labels, of all images and of few, or true ones: one experiment a seed."""
+        few = {} if self.dataset == "digits" else {f"of {FEW:,} images": self.with_noise(self.label_noise, FEW)}
+        return {"random labels": self.with_noise(self.label_noise), **few, "true labels": self.with_noise(0)}
 
     @property
     def series(self) -> list[list[Experiment]]:
@@ -326,12 +328,16 @@ class RandomLabels(Series):
         shares = SHARES if self.dataset == "digits" else ()
         return [*self.experiments.values(), *map(self.with_noise, shares)]
 
-    def with_noise(self, share: float) -> list[Experiment]:
-        """A series of which a share of the labels is permuted: it takes longer to learn than the true ones."""
+    def with_noise(self, share: float, images: int = 0) -> list[Experiment]:
+        """A series of which a share of the labels is permuted: it takes longer to learn than the true ones.
+
+        With a number of images, so many training images alone: they are memorised whole.
+        """
         own = own_of(self.dataset)
         own["seeds"] = min(own["seeds"], 5)
         noise = {"label_noise": share} if share else {}
         own["epochs"] = {"digits": 40.0}.get(self.dataset, 100.0) if share else own["epochs"]
+        noise |= {"train_size": images} if images else {}
         return self._one_a_seed(own, every=8, **noise)
 
 

@@ -1,8 +1,8 @@
 r"""Stiffness against distance: curves, what classes alone would give, and the length at which stiffness vanishes.
 
 The third version measures $d = 1 - \cos(X_1, X_2)$ between inputs, fits a line to the stiffness of pairs of one class,
-and calls the distance of its zero the dynamical critical length $\xi$. The first version takes the cosine itself, one at
-the same place, in the input and in every layer's representation, and the first zero of the binned curve. Pairs share
+and calls the distance of its zero the dynamical critical length $\xi$. The first version takes the cosine itself, one
+at the same place, in the input and in every layer's representation, and the first zero of the binned curve. Pairs share
 points, and so are no independent observations: intervals come from a jackknife over points.
 """
 
@@ -241,8 +241,8 @@ def _coefficients(moments: Tensor) -> tuple[Tensor, Tensor]:
 def zero_of_line(line: Line, level: float = 0.95) -> Length:
     r"""The distance $\xi = -a / b$ at which a line is zero, with Fieller's interval.
 
-    The interval holds the $\xi$ with $(a + b \xi)^2 \le t^2\, \mathrm{Var}(a + b \xi)$. Where the slope may be zero it is
-    unbounded. A zero outside of the observed distances is none that was seen: it is censored at their end.
+    The interval holds the $\xi$ with $(a + b \xi)^2 \le t^2\, \mathrm{Var}(a + b \xi)$. Where the slope may be zero it
+    is unbounded. A zero outside of the observed distances is none that was seen: it is censored at their end.
     """
     from scipy.special import stdtrit
 

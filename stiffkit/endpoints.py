@@ -116,10 +116,14 @@ def beyond_inputs(runs: xr.Dataset, measure: str, regime: str, at: str) -> xr.Da
     """
     groups = superclass_of(json.loads(runs.attrs["classes"]))
     C = runs.stiffness.sel(arithmetic="exact", measure=measure, regime=regime)
-    late, start = (window(C.to_dataset(name="C").assign(epochs=runs.epochs), w).C.isel(images=-1) for w in (at, "start"))
+    late, start = (
+        window(C.to_dataset(name="C").assign(epochs=runs.epochs), w).C.isel(images=-1) for w in (at, "start")
+    )
     inputs = runs.input_similarity.sel(regime=regime)
     found = [
-        partial_mantel(late.sel(seed=seed), groups, [inputs.sel(seed=seed), start.sel(seed=seed)], permutations=1).observed
+        partial_mantel(
+            late.sel(seed=seed), groups, [inputs.sel(seed=seed), start.sel(seed=seed)], permutations=2
+        ).observed
         for seed in runs.seed.values
     ]
     return xr.DataArray([float(value) for value in found], {"seed": runs.seed.values})

@@ -57,9 +57,7 @@ def fits(sets: Mapping[str, xr.Dataset]) -> str:
     return ", ".join(f"{name} {claims.over_seeds(accuracy, 1)} %" for name, accuracy in last.items())
 
 
-def at_stages(
-    runs: xr.Dataset, regime: str, arithmetic: str = "exact", variable: str = "stiffness"
-) -> xr.DataArray:
+def at_stages(runs: xr.Dataset, regime: str, arithmetic: str = "exact", variable: str = "stiffness") -> xr.DataArray:
     """Class matrices at the four stages of v1's Fig 6, mean over seeds: (stage, measure, class_a, class_b)."""
     images = stages(runs.images.values)
     chosen = runs[variable].sel(images=images, regime=regime, arithmetic=arithmetic).mean("seed")

@@ -211,8 +211,8 @@ class Measurement(_Part):
     every: int = Field(
         1,
         ge=0,
-        description="arithmetics other than exact: at every so many checkpoints, the stages and the last ten; 0: at the "
-        "last alone",
+        description="arithmetics other than exact: at every so many checkpoints, the stages and the last ten; 0: at "
+        "the last alone",
     )
 
     subset: int | None = Field(None, ge=0, description="seed of the choice of points; none: the run's own seed")

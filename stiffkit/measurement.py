@@ -100,10 +100,10 @@ def measure(
         * `true_stiffness`, `true_within`, `true_between`, with `truth`: as `stiffness`, `within`, `between`, by true
           class; NaN for classes of which a part has too few points. `crossed` (regime, measure, given, true): exact
           means over the pairs that have the same given label, or others, and the same true one, or others.
-        * `related`, `unrelated` (arithmetic, regime, measure), with `groups`: mean cells of two classes of one superclass,
-          and of different ones; `realm_related`, `realm_unrelated`: among those of different superclasses, mean cells of
-          one realm and of different ones. `logit_scale` (part): the standard deviation of a point's logits, mean over
-          points.
+        * `related`, `unrelated` (arithmetic, regime, measure), with `groups`: mean cells of two classes of one
+          superclass, and of different ones; `realm_related`, `realm_unrelated`: among those of different superclasses,
+          mean cells of one realm and of different ones. `logit_scale` (part): the standard deviation of
+          a point's logits, mean over points.
         * `gap` (part, quantile) of the logit gap $\log(p_y / (1 - p_y))$; `past_gap` (part): share of points above 16.
 
     """
@@ -191,9 +191,7 @@ def _by_truth(grams: dict[str, GradientGram], y: Tensor, truth: Tensor, parts: d
     return found.rename({name: f"true_{name}" for name in found.data_vars}).assign(crossed=array)
 
 
-def _by_group(
-    C: xr.DataArray, groups: Mapping[str, Sequence[str]], z: Tensor, parts: dict[str, slice]
-) -> xr.Dataset:
+def _by_group(C: xr.DataArray, groups: Mapping[str, Sequence[str]], z: Tensor, parts: dict[str, slice]) -> xr.Dataset:
     """Class matrices by superclass; by realm where superclasses differ; and how large the logits are."""
     superclass, realm = groups["superclass"], groups["realm"]
     other = xr.DataArray(~same_group(C, superclass), dims=("class_a", "class_b"))

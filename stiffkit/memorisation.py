@@ -22,9 +22,9 @@ PAIRS = {  # what figures call pairs, by whether their given labels and their tr
 
 
 def taught(p: RandomLabels) -> dict[str, xr.Dataset]:
-    """The runs with random and with true labels, each side by side along `seed`: recorded, cached, or computed now.
+    """The runs with random labels, of all images and of few, and with true labels: recorded, cached, or computed now.
 
-    Of runs that the ledger plans those that are recorded or cached.
+    Each side by side along `seed`. Of runs that the ledger plans those that are recorded or cached.
 
     Raises:
         TooLongError: before anything is computed, if that would take longer than `p.max_minutes`.
@@ -33,13 +33,13 @@ def taught(p: RandomLabels) -> dict[str, xr.Dataset]:
     """
     p.allow()
     found = {name: p.found(experiments) for name, experiments in p.experiments.items()}
-    for name, runs in found.items():
-        if runs is None:
+    for name in ("random labels", "true labels"):
+        if found[name] is None:
             raise ParameterError(
                 f"no run of {p.dataset} with {name} is recorded or in the cache. The sweeps book/sweeps/03_*.yml "
                 "compute them: .venv/bin/stiffkit sweep FILE"
             )
-    return {name: with_truth(runs) for name, runs in found.items()}
+    return {name: with_truth(runs) for name, runs in found.items() if runs is not None}
 
 
 def with_truth(runs: xr.Dataset) -> xr.Dataset:
@@ -50,7 +50,8 @@ def with_truth(runs: xr.Dataset) -> xr.Dataset:
     whole = runs[["within", "between"]].sel(arithmetic="exact", drop=True)
     kinds = [[whole.within, whole.within * np.nan], [whole.between * np.nan, whole.between]]
     crossed = xr.concat([xr.concat(row, "true") for row in kinds], "given")
-    return runs.assign(same, crossed=crossed.assign_coords(given=list(AGREEMENT), true=list(AGREEMENT)))
+    same["crossed"] = crossed.assign_coords(given=list(AGREEMENT), true=list(AGREEMENT))
+    return runs.assign(same)
 
 
 def description(p: RandomLabels, sets: Mapping[str, xr.Dataset]) -> str:
@@ -70,10 +71,10 @@ def learnt(sets: Mapping[str, xr.Dataset]) -> str:
     """How many of their training images' labels networks know at the end, and of other images' ones, in a sentence."""
     said = []
     for name, runs in sets.items():
-        last = 100 * runs.accuracy.ffill("images").isel(images=-1)
+        last = 100 * runs.accuracy.isel(images=-1)
         train, test = (claims.over_seeds(last.sel(split=split), 0) for split in ("train", "test"))
-        said.append(f"with {name} {train} % of the labels given to training images, {test} % of the true ones of others")
-    return f"At the end networks know {'; '.join(said)}."
+        said.append(f"{name}, {train} % of the labels given to training images and {test} % of the true ones of others")
+    return f"What networks know at the end: {'; '.join(said)}."
 
 
 def matrices(runs: xr.Dataset, regime: str, arithmetic: str, measure: str) -> xr.DataArray:
@@ -119,7 +120,7 @@ def by_share(p: RandomLabels, sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     for share, runs in sorted(series.items()):
         late = window(runs[["within", "between", "epochs"]], "late").mean("images")
         sign = late.sel(arithmetic="exact", measure="sign", regime="train-train")
-        last = 100 * runs.accuracy.ffill("images").isel(images=-1)
+        last = 100 * runs.accuracy.isel(images=-1)
         rows[f"{100 * share:g} %"] = {
             "epochs": f"{float(runs.epochs.max()):g}",
             "given labels known (%)": claims.over_seeds(last.sel(split="train"), 0),

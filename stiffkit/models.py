@@ -86,7 +86,7 @@ def _convolutional(
 
 
 class _Block(nn.Module):
-    """Two convolutions and what leads past them; as Keras' "same", padding is on the right and below only at stride 2."""
+    """Two convolutions and what leads past them; at stride 2 padding is on the right and below, as Keras' "same"."""
 
     def __init__(self, before: int, channels: int, stride: int, activation: type[nn.Module], batch_norm: bool) -> None:
         super().__init__()
@@ -108,7 +108,8 @@ def _resnet20(
     colours, *size = shape
     if min(size) < 4 or any(side % 4 for side in size):
         raise ValueError(
-            f"images of {size[0]} x {size[1]} pixels cannot be halved twice: multiples of 4 are needed; take the model fc"
+            f"images of {size[0]} x {size[1]} pixels cannot be halved twice: multiples of 4 are needed; take the model "
+            "fc"
         )
     channels = (16,) * 4 + (32,) * 3 + (64,) * 3
     blocks = [_Block(a, b, 1 + (a < b), activation, batch_norm) for a, b in pairwise(channels)]

@@ -228,7 +228,7 @@ def superclass_blocks(C: xr.DataArray, axes: Any = None) -> np.ndarray:
     axes[0].figure.colorbar(
         image, ax=axes, location="top", shrink=0.6, aspect=35, label="stiffness", ticks=TICKS, format="%g"
     ).ax.tick_params(labelsize=7)
-    return axes
+    return axes[: len(groups)]
 
 
 @_styled

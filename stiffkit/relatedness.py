@@ -90,7 +90,7 @@ def through_training(runs: xr.Dataset, regime: str) -> dict[str, dict[str, xr.Da
 
 
 def groupings(p: Superclasses, runs: xr.Dataset, regime: str, measure: str) -> dict[str, xr.Dataset]:
-    """The true superclasses against random groups of classes, at each of the four stages; C averaged over seeds first."""
+    """The true superclasses against random groups of classes, at the four stages; C averaged over seeds first."""
     C = matrices(runs, regime, measure)
     return {
         str(stage): grouping_test(C.sel(stage=stage), C.superclass.values, permutations=p.permutations)
@@ -104,7 +104,7 @@ def tests(p: Superclasses, runs: xr.Dataset) -> pd.DataFrame:
     for measure in MEASURES:
         for regime in REGIMES:
             found = groupings(p, runs, regime, measure)
-            ends = {"before training": list(found.values())[0], "at the end": list(found.values())[-1]}
+            ends = {"before training": next(iter(found.values())), "at the end": list(found.values())[-1]}
             rows[f"{SPOKEN[measure]}, {regime}"] = {
                 f"{what}, {when}": said
                 for when, test in ends.items()
@@ -164,7 +164,9 @@ def realms(runs: xr.Dataset, regime: str = "val-val") -> pd.DataFrame:
 
 def reasons(p: Superclasses) -> pd.DataFrame:
     """The realms, their superclasses, and why these."""
-    rows = {name: {"superclasses": ", ".join(r.superclasses), "reason": r.reason} for name, r in REALMS[p.dataset].items()}
+    rows = {
+        name: {"superclasses": ", ".join(r.superclasses), "reason": r.reason} for name, r in REALMS[p.dataset].items()
+    }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("group")
 
 
@@ -176,7 +178,10 @@ def by_superclass(runs: xr.Dataset, regime: str, measure: str) -> pd.DataFrame:
     for name in dict.fromkeys(groups):
         inside, block = groups == name, C.values[groups == name]
         own = block[:, inside][~np.eye(int(inside.sum()), dtype=bool)]
-        rows[name] = {"among its classes": rounded(own.mean(), 3), "towards others": rounded(block[:, ~inside].mean(), 3)}
+        rows[name] = {
+            "among its classes": rounded(own.mean(), 3),
+            "towards others": rounded(block[:, ~inside].mean(), 3),
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("superclass")
 
 

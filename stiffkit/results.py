@@ -281,7 +281,8 @@ def pack(name: str, patterns: Sequence[str], leave_out: Collection[str] = ()) ->
     Returns:
         The file: runs along `run`, the experiment and the provenance of each as JSON. Class matrices are
         rounded to multiples of 1/4096, and those in other than exact arithmetic, by true class, or of more than
-        twenty classes, kept at the four stages alone; what attribution gives is rounded likewise; everything else is kept as it was.
+        twenty classes, kept at the four stages alone; what attribution gives is rounded likewise; everything else is
+        kept as it was.
 
     Raises:
         ResultsError: if no run in the cache matches, or one is damaged.
@@ -311,7 +312,10 @@ def _packed(found: Sequence[xr.Dataset]) -> xr.Dataset:
     for run in found:
         at_stages = run.images.isin(stages(run.images.values))
         few = run.sizes.get("class_a", 0) <= 20
-        for name, kept in (("stiffness", at_stages | ((run.arithmetic == "exact") & few)), ("true_stiffness", at_stages)):
+        for name, kept in (
+            ("stiffness", at_stages | ((run.arithmetic == "exact") & few)),
+            ("true_stiffness", at_stages),
+        ):
             if name in run:
                 run = run.assign({name: run[name].where(kept)})
         coarse = [name for name in run.data_vars if name.endswith("stiffness") or name.startswith(ATTRIBUTED)]

@@ -1,7 +1,7 @@
 """Classes of classes: the superclasses of CIFAR-100 and of the generated `hierarchy`, and realms of superclasses.
 
-The 20 superclasses of CIFAR-100, five classes each, are Krizhevsky's (2009). No paper lists the coarser groups; ours are
-data, below, with the reason for each.
+The 20 superclasses of CIFAR-100, five classes each, are Krizhevsky's (2009). No paper lists the coarser groups; ours
+are data, below, with the reason for each.
 """
 
 from collections.abc import Iterable

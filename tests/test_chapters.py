@@ -318,7 +318,8 @@ def test_too_long_says_how_long_how_to_look_quickly_and_how_to_allow_more():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "model"), sorted({*itertools.product(Definition.datasets, ("fc", "cnn", "cnn_v1"))} - {("digits", "cnn_v1")})
+    ("dataset", "model"),
+    sorted({*itertools.product(Definition.datasets, ("fc", "cnn", "cnn_v1"))} - {("digits", "cnn_v1")}),
 )
 def test_what_is_advised_to_allow_more_does(dataset, model):
     with pytest.raises(TooLongError) as caught:

@@ -60,7 +60,9 @@ def test_a_point_of_zero_has_no_angle_and_an_unknown_distance_is_refused():
 
 
 def test_representations_are_what_each_layer_is_given():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 5), nn.Linear(5, 3))
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 5), nn.Linear(5, 3)
+    )
     x = torch.randn(4, 1, 8, 8)
     found = representations(model, x)
     assert list(found) == ["input", "layer 1", "layer 2", "output"]
@@ -182,8 +184,9 @@ def test_a_line_between_two_sets_leaves_points_of_both_out():
     S, D = randn(5, 7), randn(5, 7, seed=1).abs()
     line = fitted_line(S, D, torch.ones(5, 7, dtype=torch.bool), symmetric=False)
     assert line.points == 12
-    kept = [np.polyfit(np.delete(D, i, 0).ravel(), np.delete(S, i, 0).ravel(), 1)[::-1] for i in range(5)]
-    kept += [np.polyfit(np.delete(D, i, 1).ravel(), np.delete(S, i, 1).ravel(), 1)[::-1] for i in range(7)]
+    s, d = S.numpy(), D.numpy()
+    kept = [np.polyfit(np.delete(d, i, 0).ravel(), np.delete(s, i, 0).ravel(), 1)[::-1] for i in range(5)]
+    kept += [np.polyfit(np.delete(d, i, 1).ravel(), np.delete(s, i, 1).ravel(), 1)[::-1] for i in range(7)]
     about = np.array(kept) - np.mean(kept, 0)
     np.testing.assert_allclose(line.covariance, 11 / 12 * about.T @ about)
 
@@ -210,7 +213,7 @@ def test_the_interval_covers_a_known_length_as_often_as_it_says():
 
 
 def test_pairs_counted_as_independent_would_claim_too_much():
-    """The control: ordinary least squares' interval, which takes pairs as observations of their own, is far too short."""
+    """The control: the interval of ordinary least squares, which takes pairs as observations, is far too short."""
     covered = 0
     for seed in range(60):
         S, D, chosen = made(0.5, seed)

@@ -94,7 +94,7 @@ def test_windows_of_the_standard_schedule(seeds, name, expected):
 
 
 def test_every_window_has_a_name():
-    assert set(endpoints.WINDOWS) == {"start", "early", "learning", "late"}
+    assert set(endpoints.WINDOWS) == {"start", "early", "learning", "late", "last"}
     with pytest.raises(KeyError):
         window(made_up(epoch), "later")
 

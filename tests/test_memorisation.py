@@ -47,6 +47,7 @@ def test_the_defaults_are_the_ledgers_runs(dataset):
     series = RandomLabels(dataset=dataset).experiments
     assert series["random labels"] == OWN[f"{dataset}_random"].experiments()
     assert series["true labels"] == OWN[f"{dataset}_true"].experiments()
+    assert series["of 5,000 images"] == OWN[f"{dataset}_random_few"].experiments()
 
 
 def test_shares_between_are_the_ledgers_runs():
@@ -140,7 +141,7 @@ def test_curves_of_the_onset_and_of_coherence(shown):
 
 
 def test_the_table_of_shares(shown):
-    p, sets, table = shown
+    _p, sets, table = shown
     assert table.index.tolist() == ["0 %", "25 %", "50 %", "75 %", "100 %"]
     assert set(table["seeds"]) == {"2"}
     known = [float(cell.split()[0]) for cell in table["true labels of others known (%)"]]
@@ -154,14 +155,14 @@ def test_what_is_said_about_the_runs(shown):
     said = memorisation.description(p, sets)
     assert "`digits`, network `fc`, 100 % of the labels permuted, 20 + 20 images" in said
     assert "random labels, 2 epochs, 2 seeds (cached)" in said
-    assert re.search(r"with random labels \d+ .* % of the labels given to training images", memorisation.learnt(sets))
+    assert re.search(r"random labels, \d+ .* % of the labels given to training images", memorisation.learnt(sets))
 
 
 def test_no_noise_is_two_series_of_true_labels(shown, monkeypatch):
     p = RandomLabels(**QUICK, label_noise=0)
     series = p.experiments
     assert series["random labels"] == series["true labels"]
-    sets = {name: shown[1]["true labels"] for name in series}
+    sets = dict.fromkeys(series, shown[1]["true labels"])
     assert memorisation.by_share(p, sets).index[0] == "0 %"
 
 

@@ -497,7 +497,7 @@ def test_curves_keep_to_their_bounds():
     large = {"one": {"a": 10 * RUNS.past_gap.sel(part="train")}}
     for bounds, top in (((-1, 1), 1), ((0, np.inf), None)):
         (ax,) = plots.curves(large, RUNS, bounds=bounds)
-        expected = 10 * RUNS.past_gap.sel(part="train").mean("seed").clip(*bounds)
+        expected = (10 * RUNS.past_gap.sel(part="train").mean("seed")).clip(*bounds)
         np.testing.assert_allclose(lines(ax)["a"][1], expected)
         assert bands(ax)[0].min() >= bounds[0]
         assert top is None or bands(ax)[0].max() <= top
@@ -510,7 +510,7 @@ def test_grouped_matrices_name_groups_and_part_them():
     axes = CALLS["grouped_matrices"]()
     for ax, stage in zip(axes.flat, STAGES, strict=True):
         np.testing.assert_allclose(ax.get_images()[0].get_array(), GROUPED.sel(stage=stage))
-        assert [label.get_text() for label in ax.get_yticklabels()] == ["one group", "two"]
+        assert [label.get_text() for label in ax.get_xticklabels()] == ["one group", "two"]
         assert ax.get_yticks().tolist() == [0.5, 3]
         assert {tuple(line.get_ydata()) for line in ax.get_lines()} == {(1.5, 1.5), (0, 1)}
 
