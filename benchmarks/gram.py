@@ -196,7 +196,7 @@ def main(workload, repeats, device, growth):
             print(f"| {candidate} | {numbers} |", flush=True)
     if not workload:
         class_sums(device)
-        grown(device, growth)
+        grown(device, growth, speed)
 
 
 def built(workload, device):
@@ -252,8 +252,8 @@ def class_sums(device, n=500):
     print(f"\nClass sums of BERT-base T=128, N={n}: {now(device) - start:.3g} s, {memory:.0f} MB", flush=True)
 
 
-def grown(device, path):
-    """How time grows with points and parameters."""
+def grown(device, path, speed):
+    """How time grows with points and parameters, beside the floor at the measured speed."""
     import pandas as pd
 
     print("\nGrowth, seconds\n")
@@ -261,7 +261,8 @@ def grown(device, path):
     for workload in GROWTH.values():
         model, x, y = built(workload, device)
         found = {candidate: median for candidate, (median, *_) in timed(model, x, y, repeats=1).items()}
-        rows.append({"points": len(x), "parameters": parameters(model), **found})
+        least = floor(model, x) / speed / 1e9
+        rows.append({"points": len(x), "parameters": parameters(model), **found, "floor": least})
     table = pd.DataFrame(rows)
     print(table.to_markdown(index=False, floatfmt=".3g"), flush=True)
     draw(table, Path(path))
@@ -278,12 +279,13 @@ def draw(table, path):
         for candidate in CANDIDATES:
             if candidate in part:
                 ax.loglog(part[along], part[candidate], "o-", label=candidate)
+        ax.loglog(part[along], part["floor"], "k--", label="floor")
         ax.set_xticks(part[along], [f"{value:,.0f}" for value in part[along]])
         ax.set_xticks([], minor=True)
         ax.set_xlabel(along)
     axes[0].set_ylabel("seconds")
     figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(CANDIDATES), frameon=False
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(CANDIDATES) + 1, frameon=False
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
