@@ -324,7 +324,7 @@ class RandomLabels(Series):
 
     @property
     def series(self) -> list[list[Experiment]]:
-        """The two main series, and on the embedded digits the shares between."""
+        """The main series, and on the embedded digits the shares between."""
         shares = SHARES if self.dataset == "digits" else ()
         return [*self.experiments.values(), *map(self.with_noise, shares)]
 
@@ -360,9 +360,13 @@ class Superclasses(Series):
         return value and known_name(value, info)
 
     @model_validator(mode="after")
-    def _has_batch_norm(self) -> Self:
+    def _fits(self) -> Self:
         if self.batch_norm and self.model != "resnet20":
             raise ValueError("'batch_norm' is an option of resnet20: give -p model resnet20 as well")
+        most = SCALES[self.dataset].most // SCALES[self.dataset].classes
+        if self.points and not 2 <= self.points <= most:
+            raise ValueError(f"'points' = {self.points}: {self.dataset} allows 2 to {most} of each class")
+        check_model(self.dataset, self.model)
         return self
 
     @property
@@ -388,7 +392,7 @@ class Superclasses(Series):
     def _grouped(self, **fields: Any) -> list[Experiment]:
         own = {"model": "cnn_v1", "epochs": 20.0, "points": SCALES[self.dataset].points, "seeds": 3}
         own |= {"epochs": 12.0} if self.model == "resnet20" else {}
-        own |= {"model": "fc", "epochs": 20.0, "seeds": 2} if self.dataset == "hierarchy" else {}
+        own |= {"model": "fc", "seeds": 2} if self.dataset == "hierarchy" else {}
         norm = {"batch_norm": True} if self.batch_norm else {}
         return self._one_a_seed(own, schedule="few", attribution=False, every=0, **norm, **fields)
 

@@ -27,6 +27,7 @@ REPRODUCED, CONTRADICTED, INCONCLUSIVE = "reproduced", "contradicted", "inconclu
 DEPENDS, MIXED, NOT_RUN = "depends on the arithmetic", "mixed", "not run"
 VERDICTS = (REPRODUCED, CONTRADICTED, DEPENDS, MIXED, INCONCLUSIVE, NOT_RUN)
 DASH = "\N{EN DASH}"
+_LEDGERS: dict[str, "Ledger"] = {}  # that were read, by their text: chapters look up what is planned many times
 
 
 class LedgerError(ValueError):
@@ -170,6 +171,10 @@ class Ledger(_Entry):
     answer: Answer
     unchecked: str
 
+    def of_chapter(self, number: int) -> list[str]:
+        """The names of the runs that a chapter is about."""
+        return [name for name, runs in self.runs.items() if runs.chapter == number]
+
     @model_validator(mode="after")
     def _holds_together(self) -> Self:
         ids = [claim.id for claim in self.claims]
@@ -237,8 +242,11 @@ def read(path: Path | None = None) -> Ledger:
 
     path = path or book() / "claims.yml"
     try:
-        entries = yaml.load(path.read_text(encoding="utf-8"), _strict_loader())
-        return Ledger.model_validate(entries)
+        text = path.read_text(encoding="utf-8")
+        if text not in _LEDGERS:
+            entries = yaml.load(text, _strict_loader())
+            _LEDGERS[text] = Ledger.model_validate(entries)
+        return _LEDGERS[text]
     except ValidationError as error:
         raise LedgerError("\n".join(f"{path.name}: {_explain(e, entries)}" for e in error.errors())) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -362,8 +370,11 @@ def record(chapter: type[Chapter], arguments: Sequence[str], leave_out: Collecti
 
     """
     ledger = read()
-    own = [name for name, runs in ledger.runs.items() if runs.chapter == chapter.number]
-    for name in [word for word in arguments if word != "--present"] or own:
+    own = ledger.of_chapter(chapter.number)
+    chosen = [word for word in arguments if word != "--present"] or own
+    if unknown := set(chosen) - set(own):
+        raise SystemExit(f"no runs of this chapter are called {', '.join(sorted(unknown))}; there are {', '.join(own)}")
+    for name in chosen:
         experiments = tuple(ledger.runs[name].experiments())
         if "--present" in arguments:
             experiments = tuple(e for e in experiments if results.source(e))

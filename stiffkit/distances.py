@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from stiffkit.alignment import Labels
+from stiffkit.measuring import undisturbed
 
 METRICS = ("cosine", "similarity", "l2", "l1")
 PAIRS = ("same class", "different classes", "all")
@@ -49,7 +50,7 @@ def distance(points: Tensor, points2: Tensor | None = None, metric: str = "cosin
 
 
 def representations(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-    """What each layer with weights is given, by "input", "layer 1", ..., and the logits, "output".
+    """What each layer with weights is given, by "input", "layer 1", ..., and the logits, "output"; in eval mode.
 
     Args:
         model: in which each linear or convolutional layer is called once.
@@ -68,8 +69,8 @@ def representations(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
         if isinstance(module, kinds)
     ]
     try:
-        with torch.no_grad():
-            output = model(inputs)
+        with undisturbed(model), torch.no_grad():
+            output = model.eval()(inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -135,10 +136,12 @@ class Length:
     """A critical length, or the bound that is known of it.
 
     Attributes:
-        value: the length; where it is censored, the bound.
-        low, high: its 95 % interval; infinite on a side that the data do not bound, NaN where none was asked for.
+        value: the length; where it is censored, the bound; NaN where there is nothing to say.
+        low, high: its 95 % interval; infinite on a side that the observed distances do not bound, NaN where none was
+            asked for.
         censored: "" for a length; "above" where stiffness is positive at every observed distance, so that the length is
-            larger than `value`; "below" where it is at no distance.
+            larger than `value`; "below" where it is at none; "rising" where it goes from harm to help; "unknown" where
+            there are too few pairs, or none.
 
     """
 
@@ -157,13 +160,13 @@ def crossing(curve: xr.DataArray, level: float = 0.0) -> Length:
         level: that is crossed.
 
     Returns:
-        The length; censored at the last bin where the curve stays above, and at the first where it never is.
+        The length; censored at the last bin where the curve stays above, and at the first where it begins below.
 
     """
     known = curve.dropna("distance")
     d, v = known.distance.values, known.values - level
     if not len(v):
-        return Length(np.nan, censored="above")
+        return Length(np.nan, censored="unknown")
     if v[0] <= 0:
         return Length(float(d[0]), censored="below")
     (fallen,) = np.nonzero(v <= 0)
@@ -229,7 +232,7 @@ def fitted_line(S: Tensor, D: Tensor, chosen: Tensor, *, symmetric: bool) -> Lin
     a, b = (float(v) for v in _coefficients(total))
     observed = D[here.bool()]
     ends = (float(observed.min()), float(observed.max())) if len(observed) else (np.nan, np.nan)
-    return Line(a, b, ((n - 1) / n * about @ about.T).numpy(), n, *ends)
+    return Line(a, b, ((n - 1) / max(n, 1) * about @ about.T).numpy(), n, *ends)
 
 
 def _coefficients(moments: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,37 +242,29 @@ def _coefficients(moments: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def zero_of_line(line: Line, level: float = 0.95) -> Length:
-    r"""The distance $\xi = -a / b$ at which a line is zero, with Fieller's interval.
+    r"""The distance $\xi = -a / b$ at which a line falls to zero, with Fieller's interval.
 
-    The interval holds the $\xi$ with $(a + b \xi)^2 \le t^2\, \mathrm{Var}(a + b \xi)$. Where the slope may be zero it
-    is unbounded. A zero outside of the observed distances is none that was seen: it is censored at their end.
+    The interval holds the $\xi$ with $(a + b \xi)^2 \le t^2\, \mathrm{Var}(a + b \xi)$, as far as they were observed:
+    where the shortest, or the longest, observed distance is one of them, nothing bounds it on that side. A zero outside
+    of the observed distances is none that was seen: it is censored at their end.
     """
     from scipy.special import stdtrit
 
-    a, b, C = line.intercept, line.slope, line.covariance
-    if not np.isfinite([a, b]).all() or b >= 0:
-        return Length(line.longest, line.longest, np.inf, "above") if a > 0 else _none(line)
-    xi = -a / b
-    t = float(stdtrit(max(line.points - 1, 1), (1 + level) / 2))
+    a, b, C, ends = line.intercept, line.slope, line.covariance, (line.shortest, line.longest)
+    if line.points < 3 or not np.isfinite([a, b, *C.flat]).all():
+        return Length(np.nan, censored="unknown")
+    t = float(stdtrit(line.points - 1, (1 + level) / 2))
     q = [b * b - t * t * C[1, 1], 2 * (a * b - t * t * C[0, 1]), a * a - t * t * C[0, 0]]  # of xi^2, xi, 1
-    low, high = _between_roots(q, xi)
-    if xi > line.longest:
-        return Length(line.longest, min(low, line.longest), high, "above")
-    return _none(line) if xi < line.shortest else Length(xi, low, high)
-
-
-def _none(line: Line) -> Length:
-    return Length(line.shortest, -np.inf, line.shortest, "below")
-
-
-def _between_roots(q: Sequence[float], inside: float) -> tuple[float, float]:
-    """Where a quadratic is not above zero, around a point in it; without an end where it opens downwards."""
-    roots = np.sort(np.roots(q).real) if q[1] ** 2 >= 4 * q[0] * q[2] else np.empty(0)
-    if q[0] > 0 and len(roots) == 2:
-        return float(roots[0]), float(roots[1])
-    if len(roots) == 2:  # the complement of an interval: one side of it
-        return (float(roots[1]), np.inf) if inside >= roots[1] else (-np.inf, float(roots[0]))
-    return -np.inf, np.inf
+    roots = [float(r.real) for r in np.roots(q) if abs(r.imag) < 1e-12 and ends[0] < r.real < ends[1]]
+    low, high = (np.polyval(q, end) <= 0 for end in ends)
+    low = -np.inf if low else min(roots, default=ends[1])
+    high = np.inf if high else max(roots, default=ends[0])
+    near, far = (a + b * end > 0 for end in ends)
+    if near and far:
+        return Length(ends[1], low, np.inf, "above")
+    if not near and not far:
+        return Length(ends[0], -np.inf, high, "below")
+    return Length(-a / b, low, high, "" if near else "rising")
 
 
 def critical_length(S: Tensor, D: Tensor, same: Tensor, *, symmetric: bool, metric: str = "cosine") -> Length:

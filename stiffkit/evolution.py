@@ -87,5 +87,4 @@ def stopping(runs: xr.Dataset) -> pd.DataFrame:
 
 def recorded_sets(ledger: claims.Ledger) -> dict[str, xr.Dataset]:
     """Every set of runs of this chapter that is recorded, by its short title."""
-    own = [name for name, runs in ledger.runs.items() if runs.chapter == ClassMatrices.number]
-    return claims.recorded_sets(ledger, own)
+    return claims.recorded_sets(ledger, ledger.of_chapter(ClassMatrices.number))

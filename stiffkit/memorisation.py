@@ -44,7 +44,7 @@ def taught(p: RandomLabels) -> dict[str, xr.Dataset]:
 
 def with_truth(runs: xr.Dataset) -> xr.Dataset:
     """With what is told by true class: where no label is permuted, that is what is told by given class."""
-    if "true_within" in runs:
+    if "true_within" in runs and runs.true_within.notnull().any():  # recorded beside others it is there, and empty
         return runs
     same = {f"true_{name}": runs[name] for name in ("stiffness", "within", "between") if name in runs}
     whole = runs[["within", "between"]].sel(arithmetic="exact", drop=True)
@@ -131,9 +131,3 @@ def by_share(p: RandomLabels, sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
             "seeds": str(runs.sizes["seed"]),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("random labels")
-
-
-def recorded_sets() -> dict[str, xr.Dataset]:
-    """Every set of runs of this chapter that is recorded, by its short title."""
-    ledger = claims.read()
-    return claims.recorded_sets(ledger, [n for n, runs in ledger.runs.items() if runs.chapter == RandomLabels.number])

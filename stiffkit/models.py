@@ -37,7 +37,9 @@ def build_model(
         activation: of the hidden layers: "relu" as in the paper; "tanh" or "linear", whose features have both signs
             (chapter 8). The weights at the start are the same.
         batch_norm: with batch normalisation after each convolution of "resnet20" but those of the shortcuts, as in
-            Keras' example; the paper's third version has none. It is measured in eval mode.
+            Keras' example; the paper's third version has none. It is measured in eval mode, whose running means follow
+            the batches slowly: after 50 steps 60 % of them is still what they began with. The example's weight decay,
+            augmentation and falling rate are left out.
 
     Raises:
         ValueError: an unknown name, images too small for the pooling, or batch norm in a network that never has it.

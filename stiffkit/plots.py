@@ -14,6 +14,7 @@ import xarray as xr
 from stiffkit.endpoints import onset
 from stiffkit.measurement import SPOKEN
 from stiffkit.statistics import t_interval
+from stiffkit.superclasses import KINDS
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#737373"  # told apart with every kind of colour vision
 TICKS = [-1, -0.5, -0.25, -0.05, 0, 0.05, 0.25, 0.5, 1]
@@ -183,8 +184,8 @@ def grouped_matrices(C: xr.DataArray, axes: Any = None) -> np.ndarray:
         image = ax.imshow(C.sel(stage=stage), cmap=DIVERGING, norm=_root(), interpolation="nearest")
         ax.set_title(str(stage))
         for begin in begins[begins > 0] - 0.5:
-            ax.axhline(begin, color="black", linewidth=0.3)
-            ax.axvline(begin, color="black", linewidth=0.3)
+            ax.axhline(begin, color="black", linewidth=0.5)
+            ax.axvline(begin, color="black", linewidth=0.5)
         spoken = [_spoken(name) for name in names]
         ax.set_xticks(begins + (sizes - 1) / 2, spoken, fontsize=5, rotation=90)
         ax.set_yticks(begins + (sizes - 1) / 2, spoken, fontsize=5)
@@ -194,6 +195,8 @@ def grouped_matrices(C: xr.DataArray, axes: Any = None) -> np.ndarray:
         ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel("step on class", fontsize=8)
+    for ax in axes[-1]:
+        ax.set_xlabel("loss of class", fontsize=8)
     axes[0, 0].figure.colorbar(
         image, ax=axes, location="top", shrink=0.6, aspect=35, label="stiffness", ticks=TICKS, format="%g"
     ).ax.tick_params(labelsize=7)
@@ -247,8 +250,8 @@ def grouping_histograms(tests: Mapping[str, xr.Dataset], axes: Any = None) -> np
     for ax, (stage, test) in zip(axes, tests.items(), strict=False):
         ax.hist(test.null, bins=40, color=GREY, label="random groups")
         ax.axvline(test.observed, color=ORANGE, linewidth=2, label="superclasses")
-        side, p = ("above", test.p) if test.p <= test.p_below else ("below", test.p_below)
-        ax.set_title(f"{stage}\n{float(abs(test.effect)):.1f} sd {side}, p = {float(p):.4f}", fontsize=9)
+        side = "above" if test.effect > 0 else "below"
+        ax.set_title(f"{stage}\n{float(abs(test.effect)):.1f} sd {side}, p = {float(test.p_two_sided):.2g}", fontsize=9)
         ax.set_yticks([])
         ax.spines["left"].set_visible(False)
         ax.set_xlabel("one superclass less different ones", fontsize=8)
@@ -418,10 +421,9 @@ def related(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str =
         axes: one a set; made if left out.
 
     """
-    kinds = {"within": "one class", "related": "one superclass", "unrelated": "different superclasses"}
     looks = {
         (kind, "exact"): (*look, name)
-        for look, (kind, name) in zip(list(LOOKS.values())[:3], kinds.items(), strict=True)
+        for look, (kind, name) in zip(list(LOOKS.values())[:3], KINDS.items(), strict=True)
     }
     return _small_multiples(sets, measure, regime, looks, axes)
 
@@ -435,7 +437,7 @@ def _small_multiples(
 ) -> np.ndarray:
     """A panel a set of runs, curves by {(variable, arithmetic): (colour, line, label)}."""
     if axes is None:
-        rows = -(-len(sets) // 2)
+        rows = max(-(-len(sets) // 2), 1)
         _, axes = plt.subplots(rows, 2, figsize=(5.6, 0.7 + 2.2 * rows), sharey=True, squeeze=False)
     axes = np.ravel(axes)
     for ax in axes[len(sets) :]:

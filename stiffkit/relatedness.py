@@ -8,18 +8,14 @@ import pandas as pd
 import xarray as xr
 
 from stiffkit import claims
+from stiffkit.alignment import group_stiffness
 from stiffkit.chapters import ParameterError, Superclasses, rounded
-from stiffkit.experiment import stages
+from stiffkit.evolution import at_stages
 from stiffkit.regimes import MEASURES, REGIMES
 from stiffkit.statistics import grouping_test, partial_mantel
-from stiffkit.superclasses import REALMS, realm_of, superclass_of
+from stiffkit.superclasses import KINDS, REALMS, realm_of, realm_of_superclass, superclass_of
 
-KINDS = {  # what figures call the means
-    "within": "within a class",
-    "related": "two classes of one superclass",
-    "unrelated": "two of different ones",
-}
-SPOKEN = {"sign": "sign", "cos": "cosine"}
+MEASURE_NAMES = {"sign": "sign", "cos": "cosine"}
 
 
 def results(p: Superclasses) -> xr.Dataset:
@@ -66,11 +62,9 @@ def matrices(runs: xr.Dataset, regime: str, measure: str) -> xr.DataArray:
 
     Classes are named, and have their superclass as a coordinate.
     """
-    images = stages(runs.images.values)
-    chosen = runs.stiffness.sel(images=images, regime=regime, measure=measure, arithmetic="exact").mean("seed")
-    names = ["before training" if k == 0 else f"{k:,} images" for k in images]
-    chosen = chosen.assign_coords(stage=("images", names)).swap_dims(images="stage")
-    return in_order(chosen, classes(runs))
+    chosen = at_stages(runs, regime).sel(measure=measure)
+    names = [str(name).replace("\n", " ") for name in chosen.stage.values]
+    return in_order(chosen.assign_coords(stage=names), classes(runs))
 
 
 def in_order(C: xr.DataArray, names: list[str]) -> xr.DataArray:
@@ -85,13 +79,13 @@ def through_training(runs: xr.Dataset, regime: str) -> dict[str, dict[str, xr.Da
     """The means within a class, between classes of one superclass, and of different ones, by sign and by cosine."""
     here = runs.sel(regime=regime, arithmetic="exact")
     return {
-        SPOKEN[measure]: {name: here[kind].sel(measure=measure) for kind, name in KINDS.items()} for measure in MEASURES
+        MEASURE_NAMES[measure]: {name: here[kind].sel(measure=measure) for kind, name in KINDS.items()}
+        for measure in MEASURES
     }
 
 
-def groupings(p: Superclasses, runs: xr.Dataset, regime: str, measure: str) -> dict[str, xr.Dataset]:
-    """The true superclasses against random groups of classes, at the four stages; C averaged over seeds first."""
-    C = matrices(runs, regime, measure)
+def groupings(p: Superclasses, C: xr.DataArray) -> dict[str, xr.Dataset]:
+    """The true superclasses against random groups of classes, at each stage of `matrices`."""
     return {
         str(stage): grouping_test(C.sel(stage=stage), C.superclass.values, permutations=p.permutations)
         for stage in C.stage.values
@@ -103,11 +97,11 @@ def tests(p: Superclasses, runs: xr.Dataset) -> pd.DataFrame:
     rows = {}
     for measure in MEASURES:
         for regime in REGIMES:
-            found = groupings(p, runs, regime, measure)
-            ends = {"before training": next(iter(found.values())), "at the end": list(found.values())[-1]}
-            rows[f"{SPOKEN[measure]}, {regime}"] = {
+            found = groupings(p, matrices(runs, regime, measure).isel(stage=[0, -1]))
+            row = zip(("before training", "at the end"), found.values(), strict=True)
+            rows[f"{MEASURE_NAMES[measure]}, {regime}"] = {
                 f"{what}, {when}": said
-                for when, test in ends.items()
+                for when, test in row
                 for what, said in (
                     ("difference", rounded(test.observed, 3)),
                     ("effect", f"{rounded(test.effect, 1)} sd"),
@@ -118,15 +112,14 @@ def tests(p: Superclasses, runs: xr.Dataset) -> pd.DataFrame:
 
 
 def chance(test: xr.Dataset) -> str:
-    """The smaller of both one-sided p-values, and which side it is of."""
-    above, below = float(test.p), float(test.p_below)
-    return f"{above:.4f}" if above <= below else f"{below:.4f} (below chance)"
+    """The two-sided p-value, with two digits."""
+    return f"{float(test.p_two_sided):.2g}"
 
 
 def beyond(p: Superclasses, sets: Mapping[str, xr.Dataset], regime: str = "val-val") -> pd.DataFrame:
     """Superclasses at the end, beyond what inputs, and the matrix before training, explain: partial Mantel tests.
 
-    Matrices are averaged over seeds first.
+    Matrices are averaged over seeds first; how many is in each row.
     """
     rows = {}
     for name, runs in sets.items():
@@ -142,24 +135,36 @@ def beyond(p: Superclasses, sets: Mapping[str, xr.Dataset], regime: str = "val-v
             ):
                 test = partial_mantel(late, C.superclass.values, controls, permutations=p.permutations)
                 cells[f"correlation {title}"], cells[f"p {title}"] = rounded(test.observed), chance(test)
-            rows[f"{name}, {SPOKEN[measure]}"] = cells
+            seeds = {"seeds": str(runs.sizes["seed"])}
+            rows[f"{name}, {MEASURE_NAMES[measure]}"] = cells | seeds
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runs")
 
 
-def realms(runs: xr.Dataset, regime: str = "val-val") -> pd.DataFrame:
-    """Classes of different superclasses, of one realm and of different ones: means over seeds at the four stages."""
-    here = runs.sel(regime=regime, arithmetic="exact", images=stages(runs.images.values))
+def realms(p: Superclasses, runs: xr.Dataset, regime: str = "val-val") -> pd.DataFrame:
+    """Superclasses of one realm and of two, at the four stages, and the difference against random realms.
+
+    Superclasses are dealt out to realms of the same sizes, not classes; matrices are averaged over seeds first.
+    """
     rows = {}
-    for k in here.images.values:
-        row = {}
-        for measure in MEASURES:
-            one = here.sel(images=k, measure=measure)
-            excess = one.realm_related - one.realm_unrelated
-            row[f"{SPOKEN[measure]}, one realm"] = claims.over_seeds(one.realm_related, 3)
-            row[f"{SPOKEN[measure]}, two realms"] = claims.over_seeds(one.realm_unrelated, 3)
-            row[f"{SPOKEN[measure]}, difference"] = claims.over_seeds(excess, 3)
-        rows["before training" if k == 0 else f"{k:,} images"] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stage")
+    for measure in MEASURES:
+        C = between_superclasses(matrices(runs, regime, measure))
+        groups = [realm_of_superclass(name) for name in C.class_a.values]
+        for stage in C.stage.values:
+            test = grouping_test(C.sel(stage=stage), groups, permutations=p.permutations)
+            means = group_stiffness(C.sel(stage=stage), groups)
+            rows[f"{MEASURE_NAMES[measure]}, {stage}"] = {
+                "one realm": rounded(means.related, 3),
+                "two realms": rounded(means.unrelated, 3),
+                "effect": f"{rounded(test.effect, 1)} sd",
+                "p": chance(test),
+            }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("stiffness")
+
+
+def between_superclasses(C: xr.DataArray) -> xr.DataArray:
+    """Mean cells between superclasses, (stage, class_a, class_b); the diagonal has own cells as well."""
+    named = C.assign_coords(class_a=C.superclass.values, class_b=C.superclass.values).drop_vars("superclass")
+    return named.groupby("class_a").mean().groupby("class_b").mean()
 
 
 def reasons(p: Superclasses) -> pd.DataFrame:
@@ -189,9 +194,3 @@ def shuffled(p: Superclasses) -> dict[str, xr.Dataset]:
     """The runs with permuted labels, as far as they are there, by their name in tables."""
     runs = p.found(p.shuffled)
     return {} if runs is None else {"labels shuffled": runs}
-
-
-def recorded_sets() -> dict[str, xr.Dataset]:
-    """Every set of runs of this chapter that is recorded, by its short title."""
-    ledger = claims.read()
-    return claims.recorded_sets(ledger, [n for n, runs in ledger.runs.items() if runs.chapter == Superclasses.number])

@@ -83,7 +83,8 @@ def grouping_test(
         seed: of the permutations.
 
     Returns:
-        A Dataset with `observed`; `null` (permutation); `p`, one-sided; `p_below`, of the other side; and `effect`, the
+        A Dataset with `observed`; `null` (permutation); `p`, one-sided; `p_below`, of the other side; `p_two_sided`,
+        twice the smaller of them, where the side was not fixed beforehand; and `effect`, the
         observed value in standard deviations of the null from its mean.
 
     """
@@ -127,8 +128,12 @@ def partial_mantel(
     design = np.stack([np.ones_like(cells), *(_off_diagonal(control) for control in controls)], axis=1)
     if not np.isfinite([*cells, *design.flat]).all():
         raise ValueError("a cell off the diagonal is NaN: leave out classes without points")
-    basis = np.linalg.qr(design)[0]
+    lengths = np.linalg.norm(design, axis=0)
+    left, sizes, _ = np.linalg.svd(design / np.where(lengths > 0, lengths, 1.0), full_matrices=False)
+    basis = left[:, sizes > 1e-9]  # a control that is constant, or a sum of others, adds no direction
     rest = cells - basis @ (basis.T @ cells)
+    if np.linalg.norm(rest) < 1e-9 * np.linalg.norm(cells) or not cells.any():
+        raise ValueError("the controls, or a constant, explain C wholly: nothing is left for the groups to explain")
 
     def statistic(same: np.ndarray) -> np.ndarray:
         unexplained = same.sum(axis=1) - np.square(same @ basis).sum(axis=1)
@@ -164,5 +169,6 @@ def _permuted(
         "p": (1 + (null >= observed - slack).sum()) / (1 + permutations),
         "p_below": (1 + (null <= observed + slack).sum()) / (1 + permutations),
     }
+    shares["p_two_sided"] = min(1.0, 2 * min(shares.values()))
     effect = (observed - null.mean()) / null.std(ddof=1)
     return xr.Dataset({"observed": observed, "effect": effect, **shares, "null": ("permutation", null)})

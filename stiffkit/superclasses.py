@@ -56,10 +56,12 @@ REALMS = {  # by data set: coarser groups
         for letter in "AB"
     },
     "cifar100": {
-        "animals": Realm(
+        "living": Realm(
             (
                 "aquatic_mammals",
                 "fish",
+                "flowers",
+                "fruit_and_vegetables",
                 "insects",
                 "large_carnivores",
                 "large_omnivores_and_herbivores",
@@ -68,30 +70,29 @@ REALMS = {  # by data set: coarser groups
                 "people",
                 "reptiles",
                 "small_mammals",
+                "trees",
             ),
-            "living; what moves by itself, people included",
+            "animals, people included, and plants; fruit counts as part of a plant, and the mushroom lives too",
         ),
-        "plants": Realm(
-            ("flowers", "fruit_and_vegetables", "trees"),
-            "living; what grows, with the fruit that is eaten, and the mushroom that shares its superclass",
-        ),
-        "things": Realm(
+        "not living": Realm(
             (
                 "food_containers",
                 "household_electrical_devices",
                 "household_furniture",
                 "large_man-made_outdoor_things",
+                "large_natural_outdoor_scenes",
                 "vehicles_1",
                 "vehicles_2",
             ),
-            "not living; made by people",
-        ),
-        "scenes": Realm(
-            ("large_natural_outdoor_scenes",), "not living; landscapes, although a forest or a plain has living parts"
+            "what people made, and landscapes, although a forest or a plain has living parts",
         ),
     },
 }
-LIVING = {"animals": "living", "plants": "living", "things": "not living", "scenes": "not living"}  # of CIFAR-100
+KINDS = {  # of cells of a class matrix: what figures call their means
+    "within": "one class",
+    "related": "one superclass",
+    "unrelated": "different superclasses",
+}
 
 
 def classes_of(dataset: str) -> tuple[str, ...]:
@@ -109,33 +110,31 @@ def superclass_of(classes: Iterable[str]) -> tuple[str, ...]:
     ('fish', 'flowers')
 
     """
-    return tuple(_looked_up(_BY_CLASS, classes, "class"))
+    names = list(classes)
+    if unknown := [name for name in names if name not in _BY_CLASS]:
+        raise ValueError(
+            f"no superclass is known of the class {unknown[0]!r}; data sets with superclasses are "
+            f"{', '.join(SUPERCLASSES)}"
+        )
+    return tuple(_BY_CLASS[name] for name in names)
+
+
+def realm_of_superclass(name: str) -> str:
+    """The realm of a superclass."""
+    return _BY_SUPERCLASS[name]
 
 
 def realm_of(classes: Iterable[str]) -> tuple[str, ...]:
-    """The coarsest group of each class, by name: living or not living, A or B.
+    """The realm of each class, by name.
 
     >>> realm_of(["trout", "poppy", "forest", "A1a"])
     ('living', 'living', 'not living', 'A')
 
     """
-    return tuple(_looked_up(_BY_SUPERCLASS, superclass_of(classes), "superclass"))
-
-
-def _looked_up(table: dict[str, str], names: Iterable[str], kind: str) -> list[str]:
-    names = list(names)
-    if unknown := [name for name in names if name not in table]:
-        raise ValueError(
-            f"no superclass is known of the {kind} {unknown[0]!r}; data sets with superclasses are "
-            f"{', '.join(SUPERCLASSES)}"
-        )
-    return [table[name] for name in names]
+    return tuple(map(realm_of_superclass, superclass_of(classes)))
 
 
 _BY_CLASS = {name: s for table in SUPERCLASSES.values() for s, classes in table.items() for name in classes}
 _BY_SUPERCLASS = {
-    name: LIVING.get(realm, realm)
-    for table in REALMS.values()
-    for realm, group in table.items()
-    for name in group.superclasses
+    name: realm for table in REALMS.values() for realm, group in table.items() for name in group.superclasses
 }

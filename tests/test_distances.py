@@ -10,6 +10,7 @@ from torch import nn
 
 from stiffkit.distances import (
     METRICS,
+    Line,
     critical_length,
     crossing,
     distance,
@@ -217,13 +218,13 @@ def test_pairs_counted_as_independent_would_claim_too_much():
     covered = 0
     for seed in range(60):
         S, D, chosen = made(0.5, seed)
-        line = fitted_line(S, D, chosen, symmetric=True)
+        fit = fitted_line(S, D, chosen, symmetric=True)
         here = ~S.isnan()
         d, s = D[here].numpy(), S[here].numpy()
         design = np.stack([np.ones_like(d), d], 1)
-        rest = s - design @ [line.intercept, line.slope]
+        rest = s - design @ [fit.intercept, fit.slope]
         naive = rest @ rest / (len(s) - 2) * np.linalg.inv(design.T @ design)
-        found = zero_of_line(type(line)(line.intercept, line.slope, naive, len(s), line.shortest, line.longest))
+        found = zero_of_line(Line(fit.intercept, fit.slope, naive, len(s), fit.shortest, fit.longest))
         covered += found.low <= 0.5 <= found.high
     assert covered < 48
 
@@ -239,12 +240,51 @@ def test_no_zero_among_the_observed_distances_is_censored():
     assert critical_length(far, D, chosen, symmetric=True).censored == "above"
 
 
+def line(a, b, deviations, ends=(0.4, 1.0), points=100):
+    return Line(a, b, np.diag(np.square(deviations)), points, *ends)
+
+
+@pytest.mark.parametrize(
+    ("fitted", "value", "censored"),
+    [
+        (line(0.5, -1.0, (0.01, 0.01), (0.0, 1.0)), 0.5, ""),
+        (line(-0.1, 1.0, (0.01, 0.01)), 1.0, "above"),
+        (line(0.1, -1.0, (0.01, 0.01)), 0.4, "below"),
+        (line(-0.5, 0.0, (0.01, 0.01)), 0.4, "below"),
+        (line(-0.6, 1.0, (0.01, 0.01)), 0.6, "rising"),
+        (line(np.nan, np.nan, (0.01, 0.01)), np.nan, "unknown"),
+    ],
+)
+def test_where_a_line_is_zero_among_the_observed_distances(fitted, value, censored):
+    found = zero_of_line(fitted)
+    assert (found.value, found.censored) == (pytest.approx(value, nan_ok=True), censored)
+
+
 def test_a_slope_that_may_be_zero_leaves_the_interval_open():
-    S, D, chosen = made(0.5, 3, n=6, effect=1.0)
-    line = fitted_line(S, D, chosen, symmetric=True)
-    weak = type(line)(0.1, -0.2, np.diag([0.04, 0.25]), 6, 0.0, 1.0)
-    found = zero_of_line(weak)
-    assert np.isinf([found.low, found.high]).any()
+    found = zero_of_line(line(0.1, -0.2, (0.2, 0.5), (0.0, 1.0), points=6))
+    assert (found.low, found.high) == (-np.inf, np.inf)
+
+
+def test_bounds_do_not_jump_where_a_slope_changes_its_sign_or_a_zero_leaves_the_observed():
+    for a, b in ((0.3, 1e-6), (0.3, -1e-6)):
+        found = zero_of_line(line(a, b, (0.1, 0.5), (0.0, 1.0)))
+        assert (found.censored, found.high) == ("above", np.inf)
+        assert found.low == pytest.approx(0.22, abs=0.05)
+    just_in, just_out = (zero_of_line(line(a, -1.0, (0.05, 0.05), (0.1, 1.0))) for a in (0.105, 0.095))
+    assert (just_in.censored, just_out.censored) == ("", "below")
+    assert just_in.low == just_out.low == -np.inf
+    assert just_in.high == pytest.approx(just_out.high, abs=0.02)
+
+
+def test_too_few_pairs_say_so():
+    S, D, chosen = made(0.5, 1)
+    nothing = critical_length(S, D, torch.zeros_like(chosen), symmetric=True)
+    assert (nothing.censored, np.isnan(nothing.value)) == ("unknown", True)
+    y = torch.zeros(40, dtype=torch.long)
+    y[0] = 1  # a class of one point
+    found = each_class(lambda chosen: critical_length(S, D, chosen, symmetric=True), y)
+    assert [length.censored for length in found] == ["", "unknown"]
+    assert crossing(curve([np.nan, np.nan])).censored == "unknown"
 
 
 def test_similarities_are_turned_into_distances():

@@ -96,7 +96,14 @@ GROUPED = array(
 ).assign_coords(superclass=("class_a", ["one_group"] * 2 + ["two"] * 3))
 TESTS = {
     stage: xr.Dataset(
-        {"observed": 0.1, "effect": 2.5, "p": 0.01, "p_below": 1.0, "null": ("permutation", RANDOM.normal(size=50))}
+        {
+            "observed": 0.1,
+            "effect": 2.5,
+            "p": 0.01,
+            "p_below": 1.0,
+            "p_two_sided": 0.02,
+            "null": ("permutation", RANDOM.normal(size=50)),
+        }
     )
     for stage in STAGES
 }
@@ -528,7 +535,7 @@ def test_grouping_histograms_show_all_random_groups_and_the_true_ones():
     for ax, test in zip(CALLS["grouping_histograms"](), TESTS.values(), strict=True):
         assert sum(bar.get_height() for bar in ax.patches) == 50
         assert ax.get_lines()[0].get_xdata()[0] == float(test.observed)
-        assert "2.5 sd above, p = 0.0100" in ax.get_title()
+        assert "2.5 sd above, p = 0.02" in ax.get_title()
 
 
 def test_related_shows_three_means_of_each_set():

@@ -94,8 +94,8 @@ def test_scales_are_those_of_the_data():
     [
         ({"dataset": "mnist"}, "allowed are hierarchy, cifar100, those whose classes have superclasses"),
         ({"dataset": "hierarchy", "model": "cnn_v1"}, "16 x 16 pixels"),
-        ({"dataset": "hierarchy", "points": 1}, "multiples of 24 (its classes) from 48 to 480"),
-        ({"dataset": "hierarchy", "points": 21}, "multiples of 24 (its classes) from 48 to 480"),
+        ({"dataset": "hierarchy", "points": 1}, "hierarchy allows 2 to 20 of each class"),
+        ({"dataset": "hierarchy", "points": 48}, "hierarchy allows 2 to 20 of each class"),
         ({"batch_norm": True}, "-p model resnet20"),
         ({"permutations": 10}, "greater than or equal to 99"),
         ({"model": "resnet50"}, "allowed are fc, cnn, cnn_v1, resnet20"),
@@ -220,13 +220,24 @@ def test_matrices_are_ordered_and_named(shown):
 
 def test_tests_of_the_grouping(shown):
     p, runs, _ = shown
-    found = relatedness.groupings(p, runs, "val-val", "sign")
-    assert list(found) == list(relatedness.matrices(runs, "val-val", "sign").stage.values)
+    C = relatedness.matrices(runs, "val-val", "sign")
+    found = relatedness.groupings(p, C)
+    assert list(found) == list(C.stage.values)
     last = runs.sel(arithmetic="exact", regime="val-val", measure="sign").isel(images=-1).mean("seed")
     assert float(found[list(found)[-1]].observed) == pytest.approx(float(last.related - last.unrelated))
     table = relatedness.tests(p, runs)
     assert len(table) == 6
     assert {"p, before training", "p, at the end", "effect, at the end"} <= set(table.columns)
+
+
+def test_realms_are_means_between_superclasses(shown):
+    p, runs, _ = shown
+    here = runs.sel(arithmetic="exact", regime="val-val", measure="cos").isel(images=-1).mean("seed")
+    row = relatedness.realms(p, runs).iloc[-1]
+    assert float(row["one realm"].replace("\N{MINUS SIGN}", "-")) == pytest.approx(float(here.realm_related), abs=6e-4)
+    assert float(row["two realms"].replace("\N{MINUS SIGN}", "-")) == pytest.approx(
+        float(here.realm_unrelated), abs=6e-4
+    )
 
 
 def test_what_is_beyond_the_inputs(shown):
@@ -258,9 +269,9 @@ def test_excesses_are_differences_of_means(shown):
 def test_tables_and_sentences(shown):
     p, runs, _ = shown
     assert "`hierarchy`, network `fc`, 2 epochs, 2 seeds, 72 + 72 images (cached)" in relatedness.description(p, runs)
-    assert relatedness.realms(runs).shape == (4, 6)
+    assert relatedness.realms(p, runs).shape == (8, 4)
     assert relatedness.by_superclass(runs, "val-val", "sign").index.tolist() == list(SUPERCLASSES["hierarchy"])
-    assert set(relatedness.reasons(Superclasses()).index) == {"animals", "plants", "things", "scenes"}
+    assert set(relatedness.reasons(Superclasses()).index) == {"living", "not living"}
     assert list(relatedness.through_training(runs, "val-val")) == ["sign", "cosine"]
 
 
@@ -271,10 +282,45 @@ def test_the_matrix_to_point_at_holds_every_value(shown):
     (values,) = re.findall(r'atob\("([^"]+)"\)', page)
     stored = np.frombuffer(base64.b64decode(values), "<i2").reshape(C.shape) / 10_000
     np.testing.assert_allclose(stored, C, atol=6e-5)
+    empty = hovering.matrix(C.where(C.class_a != "A1a"), "x")
+    (values,) = re.findall(r'atob\("([^"]+)"\)', empty)
+    assert (np.frombuffer(base64.b64decode(values), "<i2").reshape(C.shape)[:, 0] == hovering.NOTHING).all()
     (names,) = re.findall(r"names = (\[.*?\]), groups", page)
     assert json.loads(names) == C.class_a.values.tolist()
     assert 'aria-label="a &quot;matrix&quot;"' in page
     assert "http" not in page, "it works without a network"
+
+
+def test_a_network_with_batch_norm_trains_in_train_mode_and_goes_on_where_it_stopped(own_folders, monkeypatch):
+    """A run that was stopped after its first checkpoints gives the numbers of one that was not."""
+    from stiffkit import experiment as module
+
+    e = Experiment.of(
+        dataset="hierarchy",
+        model="resnet20",
+        epochs=0.2,
+        seed=1,
+        batch_norm=True,
+        points=48,
+        checkpoints=(0, 64, 128, 192),
+        arithmetics=("exact",),
+    )
+    whole = module.compute([e], progress=False)[0]
+    calls, evaluated = [], module.evaluate
+
+    def stops(model, points):
+        assert not model.training
+        calls.append(1)
+        if len(calls) == 3 * 2 + 1:
+            raise KeyboardInterrupt
+        return evaluated(model, points)
+
+    module.stopped.forget(e.training.key)
+    monkeypatch.setattr(module, "evaluate", stops)
+    with pytest.raises(KeyboardInterrupt):
+        module.compute([e], progress=False)
+    monkeypatch.setattr(module, "evaluate", evaluated)
+    xr.testing.assert_identical(module.compute([e], progress=False)[0].drop_attrs(), whole.drop_attrs())
 
 
 def test_two_points_a_class_or_fewer_leave_no_nan_behind():
