@@ -40,9 +40,6 @@ _CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Sh
 _OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SOURCES = {
     "digits": _Source(_NUMERALS, "7fc3a0ba337bf67a680280fe36b589861738dc726cedc2405f93832c11e2183a", None),
-    "hierarchy": _Source(
-        classes_of("hierarchy"), "c691c1f580ce30e4e12d37cffdedbf43af9fd09751f08151d0e4295fbecfdef7", None
-    ),
     "mnist": _Source(_NUMERALS, "09188002361db2d0c735b4c24c7f3b42b2ec471eb2d28af44306628fd69c65ec", "MNIST"),
     "fashion_mnist": _Source(
         _CLOTHES, "52290e8ad52b63890e762aaa12e38cb18652e834a7328ff70d1581a8c6004f58", "FashionMNIST"
@@ -50,6 +47,9 @@ SOURCES = {
     "cifar10": _Source(_OBJECTS, "7eee070fdc68a599fde3bdeedcc0b4fd335a33cbd3b2d0f497d98534969cf616", "CIFAR10"),
     "cifar100": _Source(
         classes_of("cifar100"), "eebbf9e2df955b0215939663cfb641136436198cad9a864f9493f21651bb1988", "CIFAR100"
+    ),
+    "hierarchy": _Source(
+        classes_of("hierarchy"), "c691c1f580ce30e4e12d37cffdedbf43af9fd09751f08151d0e4295fbecfdef7", None
     ),
 }
 

@@ -35,9 +35,9 @@ def test_help(run, arguments):
 def test_list_says_what_is_here(run, data_folder):
     data_folder.mkdir()
     (data_folder / "cifar10.npz").write_bytes(bytes(3 * 2**20))
-    folder, digits, mnist, _, cifar10 = run("data", "list").stdout.splitlines()
+    folder, digits, mnist, _, cifar10, _, hierarchy = run("data", "list").stdout.splitlines()
     assert folder == f"data folder: {data_folder}"
-    assert digits.split() == ["digits", "embedded"]
+    assert (digits.split(), hierarchy.split()) == (["digits", "embedded"], ["hierarchy", "embedded"])
     assert mnist.endswith("not here: stiffkit data fetch mnist")
     assert cifar10.split() == ["cifar10", "3.0", "MiB"]
 
@@ -46,9 +46,10 @@ def test_fetch_then_verify_made_up_data(run, data_folder, served_mnist):
     fetched = run("data", "fetch", "digits", "mnist")
     assert fetched.exit_code == 0
     assert fetched.stdout == f"digits: embedded, nothing to fetch\nmnist: {data_folder / 'mnist.npz'}\n"
-    verified = run("data", "verify")  # all that are here: digits is official, this mnist is not
+    verified = run("data", "verify")  # all that are here: the embedded ones are official, this mnist is not
     assert verified.exit_code == 1
-    assert verified.stdout == f"digits: official data, SHA-256 {data.load('digits').checksum}\n"
+    embedded = ("digits", "hierarchy")
+    assert verified.stdout == "".join(f"{n}: official data, SHA-256 {data.load(n).checksum}\n" for n in embedded)
     assert "does not hold the official data" in verified.stderr
 
 
@@ -82,7 +83,8 @@ def test_a_typo_ends_with_one_line_and_no_traceback():
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr == (
-        "Error: there is no data set 'minst'. Did you mean 'mnist'? Known are digits, mnist, fashion_mnist, cifar10.\n"
+        "Error: there is no data set 'minst'. Did you mean 'mnist'? Known are digits, mnist, fashion_mnist, cifar10, "
+        "cifar100, hierarchy.\n"
     )
 
 
