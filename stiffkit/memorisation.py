@@ -119,7 +119,7 @@ def by_share(p: RandomLabels, sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     rows = {}
     for share, runs in sorted(series.items()):
         late = window(runs[["within", "between", "epochs"]], "late").mean("images")
-        sign = late.sel(arithmetic="exact", measure="sign", regime="train-train")
+        sign, cosine = (late.sel(arithmetic="exact", measure=m, regime="train-train") for m in ("sign", "cos"))
         last = 100 * runs.accuracy.isel(images=-1)
         rows[f"{100 * share:g} %"] = {
             "epochs": f"{float(runs.epochs.max()):g}",
@@ -127,6 +127,7 @@ def by_share(p: RandomLabels, sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
             "true labels of others known (%)": claims.over_seeds(last.sel(split="test"), 0),
             "sign within given classes": claims.over_seeds(sign.within),
             "between": claims.over_seeds(sign.between),
+            "cosine within": claims.over_seeds(cosine.within, 3),
             "coherence rises to": f"{rounded(coherence_rise(runs, 'train').mean(), 1)} times",
             "seeds": str(runs.sizes["seed"]),
         }
