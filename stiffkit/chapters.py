@@ -319,7 +319,11 @@ class RandomLabels(Series):
     @property
     def experiments(self) -> dict[str, list[Experiment]]:
         """Networks that are taught random labels, of all images and of few, or true ones: one experiment a seed."""
-        few = {} if self.dataset == "digits" else {f"of {FEW:,} images": self.with_noise(self.label_noise, FEW)}
+        few = (
+            {}
+            if self.dataset == "digits"
+            else {f"random labels, {FEW:,} images": self.with_noise(self.label_noise, FEW)}
+        )
         return {"random labels": self.with_noise(self.label_noise), **few, "true labels": self.with_noise(0)}
 
     @property

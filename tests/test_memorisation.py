@@ -47,7 +47,7 @@ def test_the_defaults_are_the_ledgers_runs(dataset):
     series = RandomLabels(dataset=dataset).experiments
     assert series["random labels"] == OWN[f"{dataset}_random"].experiments()
     assert series["true labels"] == OWN[f"{dataset}_true"].experiments()
-    assert series["of 5,000 images"] == OWN[f"{dataset}_random_few"].experiments()
+    assert series["random labels, 5,000 images"] == OWN[f"{dataset}_random_few"].experiments()
 
 
 def test_shares_between_are_the_ledgers_runs():
