@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import json
 import math
 
 import numpy as np
@@ -33,9 +34,17 @@ from stiffkit.claims import (
 from stiffkit.endpoints import ALLOWED, QUANTITIES
 from stiffkit.experiment import Experiment
 from stiffkit.measurement import MEASUREMENT_VERSION
+from stiffkit.superclasses import classes_of
 from stiffkit.training import TRAINING_VERSION
 
-ATTRIBUTED = {  # what the quantities of chapters 3 and 8 take
+ATTRIBUTED = {  # what the quantities of chapters 3, 4 and 8 take
+    **{
+        f"{prefix}{kind}": ("arithmetic", "regime", "measure")
+        for prefix in ("", "realm_")
+        for kind in ("related", "unrelated")
+    },
+    "stiffness": ("arithmetic", "regime", "measure", "class_a", "class_b"),
+    "input_similarity": ("regime", "class_a", "class_b"),
     "true_within": ("arithmetic", "regime", "measure"),
     "true_between": ("arithmetic", "regime", "measure"),
     "coherence": ("part",),
@@ -496,7 +505,7 @@ def test_a_run_without_the_number_is_inconclusive():
 
 @pytest.mark.slow
 def test_every_committed_claim_can_be_judged(monkeypatch):
-    """From runs of the standard schedule, with numbers drawn at random, and with what chapters 3 and 8 measure."""
+    """From runs of the standard schedule, with numbers drawn at random, and with what chapters 3, 4 and 8 measure."""
     monkeypatch.delenv("STIFFKIT_BOOK", raising=False)
     ledger, random = claims.read(), np.random.default_rng(0)
     images = Experiment.of(dataset="mnist", model="fc", epochs=30, seed=1).training.images(60_000)
@@ -509,11 +518,13 @@ def test_every_committed_claim_can_be_judged(monkeypatch):
         labels,
     )
     runs["epochs"] = runs.epochs * 0 + runs.images / 60_000
-    labels |= {"layer": [1, 2, 3], "rightness": list(PAIRS), "part": ["train", "val"], "class_a": [0, 1]}
+    labels |= {"layer": [1, 2, 3], "rightness": list(PAIRS), "part": ["train", "val"]}
+    labels |= {"class_a": range(24), "class_b": range(24)}
     for name, dims in ATTRIBUTED.items():
-        dims = ("seed", "images", *dims)
+        dims = ("seed", *(() if name == "input_similarity" else ("images",)), *dims)
         runs[name] = xr.DataArray(random.uniform(size=[len(labels[d]) for d in dims]), {d: labels[d] for d in dims})
     runs["loss"] = (runs.epochs - 12) ** 2 + xr.DataArray([1.0, 2.0], {"split": ["train", "validation"]}, "split")
+    runs.attrs["classes"] = json.dumps(classes_of("hierarchy"))
     judgements = judge_all(ledger, dict.fromkeys(ledger.runs, runs))
     assert [j.claim for j in judgements] == list(ledger.claims)
     for judgement in judgements:

@@ -89,17 +89,20 @@ OTHERS = {
     "every": 2,
     "subset": 5,
     "attribution": True,
+    "batch_norm": True,
 }
 
 
 def test_every_field_changes_the_key():
     assert set(OTHERS) == {*Training.model_fields, *Measurement.model_fields}
     bare = {"dataset": "mnist", "model": "fc", "epochs": 30, "seed": 1, "points": 200}
-    experiments = [Experiment.of(**bare)] + [Experiment.of(**(bare | {k: v})) for k, v in OTHERS.items()]
-    assert len({e.key for e in experiments}) == len(experiments)
-    for experiment, name in zip(experiments[1:], OTHERS, strict=True):
-        changed = [experiment.training.key != experiments[0].training.key]
-        changed.append(experiment.measurement.key != experiments[0].measurement.key)
+    residual = {"batch_norm": bare | {"model": "resnet20"}}  # the one network that has it
+    pairs = {name: [residual.get(name, bare), residual.get(name, bare) | {name: v}] for name, v in OTHERS.items()}
+    experiments = {name: [Experiment.of(**fields) for fields in pair] for name, pair in pairs.items()}
+    assert len({changed.key for _, changed in experiments.values()}) == len(experiments)
+    for name, (before, after) in experiments.items():
+        changed = [after.training.key != before.training.key]
+        changed.append(after.measurement.key != before.measurement.key)
         assert changed == [name in Training.model_fields, name in Measurement.model_fields]
 
 
@@ -189,7 +192,7 @@ def test_stages():
         ({"learning_rate": "fast"}, ["'learning_rate'", "'fast'", "number"]),
         ({"batch_size": 0}, ["'batch_size'", "greater than 0"]),
         ({"points": 0}, ["'points'", "greater than 0"]),
-        ({"every": 0}, ["'every'", "1"]),
+        ({"every": -1}, ["'every'", "0"]),
         ({"checkpoints": 32}, ["'checkpoints'"]),
         ({"model": "cnn_v1"}, ["cnn_v1", "16 x 16", "fc or cnn"]),
         ({"learning_rat": 1}, ["'learning_rat'", "learning_rate", "points"]),

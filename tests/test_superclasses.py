@@ -116,7 +116,7 @@ def test_the_parameters_are_the_ledgers_runs():
     ):
         assert Superclasses.check(values).experiments == OWN[name].experiments()
     assert set(OWN["cifar100_shuffled"].experiments()) <= set(Superclasses().shuffled)
-    for path in ROOT.glob("book/parameters/paper/04_*.yml"):
+    for path in ROOT.rglob("parameters/paper/04_*.yml"):
         chosen = Superclasses.check(yaml.safe_load(path.read_text(encoding="utf-8")))
         assert chosen.experiments == OWN[f"cifar100_{path.stem.removeprefix('04_')}"].experiments()
         assert sum(e.minutes for e in chosen.experiments) <= chosen.max_minutes
