@@ -19,7 +19,6 @@ from stiffkit.results import book
 from stiffkit.superclasses import SUPERCLASSES
 from stiffkit.sweeps import Sweep
 
-SHARES = (0.25, 0.5, 0.75)  # of random labels, between none and all of them
 FEW = 5_000  # images whose labels are memorised whole
 
 
@@ -328,9 +327,13 @@ class RandomLabels(Series):
 
     @property
     def series(self) -> list[list[Experiment]]:
-        """The main series, and on the embedded digits the shares between."""
-        shares = SHARES if self.dataset == "digits" else ()
-        return [*self.experiments.values(), *map(self.with_noise, shares)]
+        """The main series, and on the embedded digits one between."""
+        return [*self.experiments.values(), *(map(self.with_noise, self.shares) if self.dataset == "digits" else ())]
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Of random labels, between none and all of them."""
+        return (0.5,) if self.dataset == "digits" else (0.25, 0.5, 0.75)
 
     def with_noise(self, share: float, images: int = 0) -> list[Experiment]:
         """A series of which a share of the labels is permuted: it takes longer to learn than the true ones.

@@ -7,7 +7,7 @@ import pandas as pd
 import xarray as xr
 
 from stiffkit import claims
-from stiffkit.chapters import SHARES, ParameterError, RandomLabels, rounded
+from stiffkit.chapters import ParameterError, RandomLabels, rounded
 from stiffkit.endpoints import coherence_rise, window
 from stiffkit.evolution import at_stages
 from stiffkit.measurement import AGREEMENT
@@ -115,7 +115,7 @@ def coherences(sets: Mapping[str, xr.Dataset]) -> dict[str, dict[str, xr.DataArr
 def by_share(p: RandomLabels, sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     """From true labels to random ones: what is known at the end, late signs, and how far coherence rises."""
     series = {0.0: sets["true labels"], p.label_noise: sets["random labels"]}
-    series |= {share: runs for share in SHARES if (runs := p.found(p.with_noise(share))) is not None}
+    series |= {share: runs for share in p.shares if (runs := p.found(p.with_noise(share))) is not None}
     rows = {}
     for share, runs in sorted(series.items()):
         late = window(runs[["within", "between", "epochs"]], "late").mean("images")
