@@ -43,6 +43,13 @@ def rounded(value: float, digits: int = 2) -> str:
     return text.lstrip("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
+def _open_or_known(value: str, info: Any) -> str:
+    """Check an arithmetic or the name of a network, ..., for a validator; a network may be left open."""
+    if (info.field_name, value) == ("model", ""):
+        return value
+    return _known_arithmetic(value) if info.field_name == "arithmetic" else known_name(value, info)
+
+
 class Chapter(BaseModel):
     """Parameters of a chapter; subclasses give the fields, their defaults being those of the recorded run."""
 
@@ -209,12 +216,7 @@ class ClassMatrices(Chapter):
     arithmetic: str = Field("exact", description="of the gradients that the first figures show")
     max_minutes: float = Field(10.0, gt=0, description="what a re-run may take, in minutes")
 
-    @field_validator("model", "initialisation", "arithmetic")
-    @classmethod
-    def _is_known(cls, value: str, info: Any) -> str:
-        if (info.field_name, value) == ("model", ""):
-            return value
-        return _known_arithmetic(value) if info.field_name == "arithmetic" else known_name(value, info)
+    _known = field_validator("model", "initialisation", "arithmetic")(_open_or_known)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -308,12 +310,7 @@ class RandomLabels(Series):
     label_noise: float = Field(1.0, ge=0, le=1, description="share of the labels that are permuted among themselves")
     arithmetic: str = Field("exact", description="of the gradients that the first figures show")
 
-    @field_validator("model", "arithmetic")
-    @classmethod
-    def _is_known(cls, value: str, info: Any) -> str:
-        if (info.field_name, value) == ("model", ""):
-            return value
-        return _known_arithmetic(value) if info.field_name == "arithmetic" else known_name(value, info)
+    _known = field_validator("model", "arithmetic")(_open_or_known)
 
     @property
     def experiments(self) -> dict[str, list[Experiment]]:
