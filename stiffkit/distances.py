@@ -96,38 +96,72 @@ def stiffness_by_distance(
         fewest: pairs; a bin with fewer has no mean, and its count says so.
 
     Returns:
-        A Dataset along pairs (`PAIRS`) and distance (the middle of each bin): `stiffness`, NaN in a hole, and `count`.
-        `null` (distance): what all pairs would give if neither kind depended on distance, $P(\text{same} \mid d)\, W +
-        (1 - P)\, B$ with the means W and B of each kind. Data less null is what distance does beyond the composition of
-        a bin by classes.
+        As `pooled`.
+
+    """
+    return pooled(binned(S, D, same, edges), fewest)
+
+
+def binned(S: Tensor, D: Tensor, same: Tensor, edges: Sequence[float]) -> xr.Dataset:
+    """The means of pairs of one class and of different ones, without holes and without all pairs together.
+
+    Args:
+        S: stiffness, (..., n, m), in whatever measures and arithmetics; NaN in the same places.
+        D: distance, (n, m), as for `stiffness_by_distance`.
+        same: likewise.
+        edges: likewise.
+
+    Returns:
+        A Dataset along pairs (the first two of `PAIRS`) and distance (the middle of each bin): `count`, and
+        `stiffness`, with leading dimensions dim_0, ... as S has them; NaN in an empty bin.
 
     """
     edges = np.asarray(edges, dtype=float)
     if edges.ndim != 1 or len(edges) < 2 or (np.diff(edges) <= 0).any():
         raise ValueError("edges of bins must ascend, two of them at least")
-    here = ~(S.isnan() | D.isnan())
+    bins, leading = len(edges) - 1, S.shape[:-2]
     place = torch.bucketize(D.nan_to_num(-np.inf), torch.from_numpy(edges), right=True) - 1
-    place[edges[-1] == D] = len(edges) - 2
-    here &= (place >= 0) & (place < len(edges) - 1)
-    kinds = {"same class": same, "different classes": ~same, "all": torch.ones_like(same)}
-    counts, means, whole = [], [], {}
-    for name in PAIRS:
-        chosen = here & kinds[name]
-        bins, values = place[chosen], S[chosen]
-        count = torch.bincount(bins, minlength=len(edges) - 1).double()
-        sums = torch.bincount(bins, weights=values, minlength=len(edges) - 1)
-        counts.append(count.long().numpy())
-        means.append((sums / count).where(count >= fewest, torch.nan).numpy())
-        whole[name] = float(values.mean())
-    share = counts[0] / np.maximum(counts[2], 1)
-    null = share * np.nan_to_num(whole["same class"]) + (1 - share) * np.nan_to_num(whole["different classes"])
+    place[edges[-1] == D] = bins - 1
+    here = ~(S.flatten(end_dim=-3)[0] if leading else S).isnan() & ~D.isnan() & (place >= 0) & (place < bins)
+    kind = place[here] + bins * (~same[here]).long()
+    count = torch.bincount(kind, minlength=2 * bins).double()
+    sums = [torch.bincount(kind, weights=values[here], minlength=2 * bins) for values in S.reshape(-1, *S.shape[-2:])]
+    means = (torch.stack(sums) / count).reshape(*leading, 2, bins)
     return xr.Dataset(
         {
-            "stiffness": (("pairs", "distance"), np.stack(means)),
-            "count": (("pairs", "distance"), np.stack(counts)),
-            "null": ("distance", np.where(counts[2] >= fewest, null, np.nan)),
+            "stiffness": ((*(f"dim_{k}" for k in range(len(leading))), "pairs", "distance"), means.numpy()),
+            "count": (("pairs", "distance"), count.long().reshape(2, bins).numpy()),
         },
-        {"pairs": list(PAIRS), "distance": (edges[1:] + edges[:-1]) / 2},
+        {"pairs": list(PAIRS[:2]), "distance": (edges[1:] + edges[:-1]) / 2},
+    )
+
+
+def pooled(curves: xr.Dataset, fewest: int = FEWEST) -> xr.Dataset:
+    r"""Add all pairs together to binned curves, what classes alone would give them, and holes.
+
+    Args:
+        curves: `stiffness` and `count` as `binned` has them.
+        fewest: pairs; a bin with fewer has no mean.
+
+    Returns:
+        A Dataset along pairs (`PAIRS`) and distance: `stiffness`, NaN in a hole, and `count`. `null` (distance): what
+        all pairs would give if neither kind depended on distance, $P(\text{same} \mid d)\, W + (1 - P)\, B$ with the
+        means W and B of each kind. Data less null is what distance does beyond the composition of a bin by classes.
+
+    """
+    count, means = curves["count"], curves.stiffness.fillna(0.0)
+    every = count.sum("pairs")
+    share = count / every.where(every > 0)
+    whole = (means * count).sum("distance") / count.sum("distance")
+    all_pairs = (means * share).sum("pairs", min_count=1).expand_dims(pairs=[PAIRS[2]])
+    counts = xr.concat([count, every.expand_dims(pairs=[PAIRS[2]])], "pairs")
+    values = xr.concat([means, all_pairs], "pairs").transpose(*curves.stiffness.dims)
+    return xr.Dataset(
+        {
+            "stiffness": values.where(counts >= fewest),
+            "count": counts,
+            "null": (share * whole.fillna(0.0)).sum("pairs").where(every >= fewest),
+        }
     )
 
 
@@ -235,7 +269,28 @@ def fitted_line(S: Tensor, D: Tensor, chosen: Tensor, *, symmetric: bool) -> Lin
     return Line(a, b, ((n - 1) / max(n, 1) * about @ about.T).numpy(), n, *ends)
 
 
-def _coefficients(moments: Tensor) -> tuple[Tensor, Tensor]:
+def coefficients(S: Tensor, D: Tensor, members: Tensor) -> Tensor:
+    """Intercepts and slopes of the lines through pairs of several kinds, by least squares, without their covariance.
+
+    Args:
+        S: stiffness, (..., n, m), NaN in the same places.
+        D: distance, (n, m); pairs that are NaN are left out.
+        members: which pairs are of each kind, (kinds, n, m).
+
+    Returns:
+        float64, (..., kinds, 2); NaN where a line is not determined.
+
+    """
+    leading = S.shape[:-2]
+    stiff = S.reshape(-1, *S.shape[-2:])
+    here = members.any(dim=0) & ~D.isnan() & ~stiff[0].isnan()
+    d, s, kinds = D[here], stiff[:, here], members[:, here].double()
+    one, first, second = (kinds @ power for power in (torch.ones_like(d), d, d * d))
+    a, b = _coefficients((one, first, second, s @ kinds.T, (s * d) @ kinds.T))
+    return torch.stack([a, b], dim=-1).reshape(*leading, len(members), 2)
+
+
+def _coefficients(moments: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
     one, d, dd, s, ds = moments
     slope = (one * ds - d * s) / (one * dd - d * d)
     return (s - slope * d) / one, slope

@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
 from math import ceil
 from typing import Any, Literal, Self
 
@@ -18,7 +18,7 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
-from stiffkit import data, results, stopped
+from stiffkit import data, results, stopped, windows
 from stiffkit.data import Dataset, Points, balanced_subset, random_labels
 from stiffkit.losses import mse, smoothed_cross_entropy
 from stiffkit.measurement import (
@@ -32,6 +32,7 @@ from stiffkit.measurement import (
     measured_points,
 )
 from stiffkit.models import ACTIVATIONS, INITIALISATIONS, MODELS, build_model
+from stiffkit.spaces import SPATIAL, Spaces
 from stiffkit.superclasses import SUPERCLASSES, classes_of, realm_of, superclass_of
 from stiffkit.training import TRAINING_VERSION, Checkpoint, one_thread, train
 
@@ -140,7 +141,7 @@ class Training(_Part):
     dtype: Literal["float32", "float64"] = Field("float32", description="of weights, images and optimiser")
     train_size: int = Field(0, ge=0, description="training images, as many of each class; 0: all of them")
     label_noise: float = Field(0.0, ge=0, le=1, description="share of the labels that are permuted among themselves")
-    schedule: Literal["standard", "sparse", "few"] = Field("standard", description="of the checkpoints")
+    schedule: Literal["standard", "sparse", "few", "geometric"] = Field("standard", description="of the checkpoints")
     batch_norm: bool = Field(False, description="after the convolutions of resnet20")
 
     _known = field_validator("dataset", "model", "initialisation", "loss", "activation")(known_name)
@@ -178,7 +179,8 @@ class Training(_Part):
         epoch, at 42 % of the run, and at its end. The sparse one has half as many: of the quarters the first and those
         from the fourth to the thirteenth in steps of two, then every third epoch, but each of the last ten. The few
         are twelve: before training, 1,600 images, a quarter, half and a whole epoch, and 10, 15, 25, 42, 60, 80 and
-        100 % of the run.
+        100 % of the run. The geometric schedule, for averages at equal loss: before training, and from the end back to
+        a fortieth of an epoch, each at 25/26 of the next: 25 or 26 of them while the images seen grow e times.
         """
         if self.checkpoints:
             return list(self.checkpoints)
@@ -186,6 +188,9 @@ class Training(_Part):
         if self.schedule == "few":
             shares = (round(share * end) for share in (0.1, 0.15, 0.25, LATE, 0.6, 0.8, 1))
             return sorted(k for k in {0, EARLY, ceil(n / 4), ceil(n / 2), n, *shares} if k <= end)
+        if self.schedule == "geometric":
+            back = takewhile(lambda k: k >= min(n / 40, end), (round(end * (25 / 26) ** k) for k in count()))
+            return sorted({0, *back})
         quarters = (1, *range(4, 13, 2)) if sparse else range(1, 21)
         epochs = {k for k in range(6, last + 1) if not sparse or k % 3 == 0 or k > last - 10}
         chosen = {*(ceil(k * n / 4) for k in quarters), *(k * n for k in epochs)}
@@ -219,6 +224,11 @@ class Measurement(_Part):
     attribution: bool = Field(
         False, description="also by layer, by right and wrong points, by logit gap, but without errors over points"
     )
+    stopping_losses: tuple[float, ...] = Field(
+        (),
+        description="training losses, falling: also stiffness against distance, kept around these, around epochs 1, 2, "
+        "4, ..., and at the end",
+    )
 
     @field_validator("arithmetics")
     @classmethod
@@ -226,6 +236,13 @@ class Measurement(_Part):
         known = (*ARITHMETICS, OWN)
         if value[:1] != ("exact",) or not set(value) <= set(known) or len(set(value)) < len(value):
             raise ValueError(f"exact, and after it any of {', '.join(known[1:])}")
+        return value
+
+    @field_validator("stopping_losses")
+    @classmethod
+    def _fall(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(loss <= 0 for loss in value) or any(a <= b for a, b in pairwise(value)):
+            raise ValueError("losses above zero, each below the one before it, are wanted")
         return value
 
     @property
@@ -353,9 +370,10 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
         each, and the mean `batch_loss` since the checkpoint before; `loss` and `accuracy` (images, split) on a fixed
         subset of 10,000 training images (all, where there are fewer), on the validation half and on the test half of
         the official test set. Where classes have superclasses, `input_similarity` as the function of that name gives
-        it. With `label_noise` training and validation images have permuted labels, test images
-        their true ones. NaN where an arithmetic was not measured. A run whose loss stops being finite ends there
-        and has the attribute `diverged` = 1.
+        it. With `stopping_losses` also what `Spaces.measured` gives, along `at` in place of `images`: averages over
+        the windows that `windows.places` names. With `label_noise` training and validation images have permuted labels,
+        test images their true ones. NaN where an arithmetic was not measured. A run whose loss stops being finite ends
+        there and has the attribute `diverged` = 1.
 
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -366,6 +384,7 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
     watched = _splits(dataset)
     points = {e: _points(e, dataset) for e in experiments}
     truth = {e: _truth(e, dataset, clean) for e in experiments}
+    spaces = {e: Spaces(*points[e][1]) for e in experiments if e.measurement.stopping_losses}
     model = build_model(
         training.model,
         dataset,
@@ -388,7 +407,8 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
                 break
             before = time.perf_counter()
             for e in experiments:
-                run.add(e.identity, _at(checkpoint, _measured(e, checkpoint, points[e], truth[e], due), seen))
+                found = _measured(e, checkpoint, points[e], truth[e], spaces.get(e), due)
+                run.add(e.identity, _at(checkpoint, found, seen))
             now = time.perf_counter()
             run.seconds, run.seconds_measuring = run.seconds + now - mark, run.seconds_measuring + now - before
             run.training, mark = checkpoint.state, now
@@ -436,7 +456,12 @@ def _made_with(dataset: Dataset, device: str) -> dict[str, Any]:
 
 
 def _measured(
-    experiment: Experiment, checkpoint: Checkpoint, points: tuple[Points, Points], truth: Tensor | None, due: list[int]
+    experiment: Experiment,
+    checkpoint: Checkpoint,
+    points: tuple[Points, Points],
+    truth: Tensor | None,
+    spaces: Spaces | None,
+    due: list[int],
 ) -> xr.Dataset:
     measurement, stage = experiment.measurement, _four(due)
     often = {*stage, *due[-LAST:], *due[:: measurement.every]} if measurement.every else {due[-1]}
@@ -450,6 +475,7 @@ def _measured(
         attribution=measurement.attribution,
         truth=truth,
         groups=_groups(experiment.training.dataset),
+        spaces=spaces,
     )
 
 
@@ -468,6 +494,10 @@ def _together(
     together = xr.Dataset(coords={"images": np.empty(0, int), "arithmetic": arithmetics})
     if rows:
         together = xr.concat(rows, "images", join="outer", data_vars="all", coords="minimal", compat="override")
+    if losses := experiment.measurement.stopping_losses:
+        names = windows.places(losses, experiment.training.epochs)
+        averages = windows.together(together[SPATIAL], together, names)
+        together = together.drop_vars(SPATIAL).assign(averages.data_vars)
     if _groups(experiment.training.dataset):
         together = together.assign(input_similarity=input_similarity(*points))
     return together.reindex(arithmetic=arithmetics).assign_attrs(

@@ -14,6 +14,7 @@ from stiffkit.gradients import GradientGram, gradient_gram
 from stiffkit.losses import cross_entropy, cross_entropy_float32, cross_entropy_keras2019
 from stiffkit.output_gradients import Loss
 from stiffkit.regimes import MEASURES, REGIMES, blocks, cells, class_matrices, labelled, sides
+from stiffkit.spaces import Spaces
 from stiffkit.statistics import bootstrap_error
 
 MEASUREMENT_VERSION = (
@@ -60,6 +61,7 @@ def measure(
     attribution: bool = False,
     truth: Tensor | None = None,
     groups: Mapping[str, Sequence[str]] | None = None,
+    spaces: Spaces | None = None,
 ) -> xr.Dataset:
     r"""Stiffness of training and validation points at one checkpoint.
 
@@ -77,6 +79,7 @@ def measure(
         truth: the true class of each point, (2 n,), where the points' targets are permuted labels: the class matrices
             by true class as well.
         groups: the "superclass" and the "realm" of each class, in the order of their numbers, all of which occur.
+        spaces: of the validation points: also what `Spaces.measured` gives.
 
     Returns:
         A Dataset, float64, with these variables; regime is train-train, train-val or val-val, measure sign or cos.
@@ -128,6 +131,8 @@ def measure(
     found += [_errors(exact, y, parts)] if errors else []
     found += [] if truth is None else [_by_truth(grams, y, truth.cpu(), parts)]
     found += [_by_group(found[0].stiffness, groups, z, parts)] if groups else []
+    own = {name: gram.block(parts["val"], parts["val"]) for name, gram in grams.items()} if spaces else {}
+    found += [spaces.measured(model, own)] if spaces else []
     found += [attribution_of(layers, grams, y, parts, right=z.argmax(dim=1) == y, gap=gap)] if attribution else []
     return xr.merge(found, join="outer")  # true classes may be others than the given ones
 

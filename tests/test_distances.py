@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -76,6 +76,7 @@ def test_representations_are_what_each_layer_is_given():
 # Curves
 
 
+@settings(deadline=None)
 @given(st.integers(2, 12), st.integers(0, 1000), st.integers(2, 6))
 def test_curves_are_means_of_the_pairs_in_each_bin(n, seed, bins):
     S, D = randn(n, n, seed=seed), randn(n, n, seed=seed + 1).abs()

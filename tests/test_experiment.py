@@ -90,6 +90,7 @@ OTHERS = {
     "subset": 5,
     "attribution": True,
     "batch_norm": True,
+    "stopping_losses": (0.3, 0.1),
 }
 
 
@@ -156,6 +157,15 @@ def test_the_sparse_schedule():
     assert set(training.images(60_000)) <= set(standard.images(60_000)), "runs of both can be put side by side"
 
 
+def test_the_geometric_schedule():
+    images = Training(dataset="mnist", model="fc", epochs=30, seed=1, schedule="geometric").images(60_000)
+    assert (images[0], images[-1]) == (0, 1_800_000)
+    assert 1_500 <= images[1] < 1_500 * 26 / 25
+    np.testing.assert_allclose(np.divide(images[2:], images[1:-1]), 26 / 25, rtol=1e-3)
+    few = Training(dataset="digits", model="fc", epochs=0.02, seed=1, schedule="geometric").images(1_201)
+    assert (few[0], few[-1]) == (0, 25)
+
+
 def test_own_checkpoints_replace_the_schedule():
     assert small().training.images(1_201) == [0, 32, 96]
 
@@ -194,6 +204,8 @@ def test_stages():
         ({"points": 0}, ["'points'", "greater than 0"]),
         ({"every": -1}, ["'every'", "0"]),
         ({"checkpoints": 32}, ["'checkpoints'"]),
+        ({"stopping_losses": (0.1, 0.3)}, ["'stopping_losses'", "above zero", "below the one before"]),
+        ({"stopping_losses": (0.1, 0.0)}, ["'stopping_losses'", "above zero"]),
         ({"model": "cnn_v1"}, ["cnn_v1", "16 x 16", "fc or cnn"]),
         ({"learning_rat": 1}, ["'learning_rat'", "learning_rate", "points"]),
         ({"training": {}}, ["'training'", "learning_rate"]),
