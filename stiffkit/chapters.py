@@ -5,20 +5,38 @@ import difflib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stiffkit import results
-from stiffkit.experiment import LOSSES, SCALES, Experiment, check_model, check_points, cost_of_images, known_name
+from stiffkit.experiment import (
+    LOSSES,
+    SCALES,
+    Experiment,
+    check_model,
+    check_points,
+    cost_of_images,
+    falling,
+    known_name,
+)
 from stiffkit.measurement import ARITHMETICS, OWN
 from stiffkit.models import ACTIVATIONS
 from stiffkit.results import book
 from stiffkit.superclasses import SUPERCLASSES
 from stiffkit.sweeps import Sweep
 
+ADAM = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # the first version's own rates (Fig 10)
+DESCENT = (3e-2, 1e-1, 3e-1)
+STOPPING = {
+    "digits": (1.0, 0.3, 0.1),
+    "mnist": (0.3, 0.1, 0.03),
+    "fashion_mnist": (0.5, 0.4, 0.3),
+    "cifar10": (1.0, 0.7, 0.4),
+}
 FEW = 5_000  # images whose labels are memorised whole
 
 
@@ -242,30 +260,12 @@ class ClassMatrices(Chapter):
         Sweep({"seed": []}, tuple(self.experiments)).run(progress=progress)
 
 
-class Series(Chapter):
-    """Parameters of a chapter that lays series of runs side by side, each with seeds 1 to `seeds`."""
-
-    dataset: str = Field("mnist", description="data set")
-    model: str = Field("", description="network; empty: the data set's own")
-    learning_rate: float = Field(1e-3, gt=0, description="of Adam, constant")
-    epochs: float = Field(0, ge=0, le=1000, description="passes over the training set; 0: the series' own")
-    points: int = Field(0, ge=0, description="training, and validation, points; 0: the data set's own")
-    seeds: int = Field(0, ge=0, le=100, description="runs, with seeds 1 to this; 0: the data set's own")
-    max_minutes: float = Field(10.0, gt=0, description="what a re-run may take, in minutes")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        _check_sizes(self.dataset, self.model, self.number_of_points)
-        return self
-
-    @property
-    def number_of_points(self) -> int:
-        """Training, and validation, points; 0: the data set's own number."""
-        return self.points
+class Planned(Chapter):
+    """Parameters of a chapter some of whose runs the ledger plans: those are shown as far as they are there."""
 
     @property
     def series(self) -> list[list[Experiment]]:
-        """All series of these parameters, one experiment a seed each; some may be in two of them."""
+        """All series of these parameters; an experiment may be in two of them."""
         raise NotImplementedError
 
     @property
@@ -285,12 +285,34 @@ class Series(Chapter):
         """Compute the runs on all cores; one that fails does so again in the notebook, where it is explained."""
         Sweep({"seed": []}, self.to_run).run(progress=progress)
 
-    def found(self, experiments: Sequence[Experiment]) -> xr.Dataset | None:
-        """The runs of a series side by side along `seed`: recorded, cached, or computed now; None where none is."""
+    def found(self, experiments: Sequence[Experiment], *axes: str) -> xr.Dataset | None:
+        """The runs of a series side by side: recorded, cached, or computed now; None where none is there."""
         to_run = set(self.to_run)
         runs = [e.run() if e in to_run else results.find(e) for e in experiments]
         there = [run for run in runs if run is not None]
-        return results.side_by_side(there) if there else None
+        return results.side_by_side(there, *axes) if there else None
+
+
+class Series(Planned):
+    """Parameters of a chapter that lays series of runs side by side, each with seeds 1 to `seeds`."""
+
+    dataset: str = Field("mnist", description="data set")
+    model: str = Field("", description="network; empty: the data set's own")
+    learning_rate: float = Field(1e-3, gt=0, description="of Adam, constant")
+    epochs: float = Field(0, ge=0, le=1000, description="passes over the training set; 0: the series' own")
+    points: int = Field(0, ge=0, description="training, and validation, points; 0: the data set's own")
+    seeds: int = Field(0, ge=0, le=100, description="runs, with seeds 1 to this; 0: the data set's own")
+    max_minutes: float = Field(10.0, gt=0, description="what a re-run may take, in minutes")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_sizes(self.dataset, self.model, self.number_of_points)
+        return self
+
+    @property
+    def number_of_points(self) -> int:
+        """Training, and validation, points; 0: the data set's own number."""
+        return self.points
 
     def _one_a_seed(self, own: Mapping[str, Any], **fields: Any) -> list[Experiment]:
         """A series whose network, epochs, points and seeds are `own` where the parameters leave them open."""
@@ -401,6 +423,73 @@ class Superclasses(Series):
         return self._one_a_seed(own, schedule="few", attribution=False, every=0, **norm, **fields)
 
 
+class Rates(Planned):
+    """Parameters of a chapter that lays runs with several learning rates side by side."""
+
+    dataset: str = Field("mnist", description="data set")
+    model: str = Field("", description="network; empty: the data set's own")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="optimiser, at a constant rate")
+    learning_rates: tuple[float, ...] = Field((), description="constant, rising; empty: the data set's own")
+    stopping_losses: tuple[float, ...] = Field((), description="of training, falling; empty: the data set's own")
+    epochs: float = Field(0, ge=0, le=1000, description="passes over the training set; 0: the data set's own")
+    points: int = Field(0, ge=0, description="training, and validation, points; 0: the data set's own")
+    seeds: int = Field(0, ge=0, le=100, description="runs of each rate, with seeds 1 to this; 0: the data set's own")
+    arithmetic: str = Field("exact", description="of the gradients that the first figures show")
+    max_minutes: float = Field(10.0, gt=0, description="what a re-run may take, in minutes")
+
+    _known = field_validator("model", "arithmetic")(_open_or_known)
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rise(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if value and (len(value) < 2 or value[0] <= 0 or any(a >= b for a, b in pairwise(value))):
+            raise ValueError("two rates or more above zero, each above the one before it, are wanted")
+        return value
+
+    @field_validator("stopping_losses")
+    @classmethod
+    def _fall(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return falling(value)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        _check_sizes(self.dataset, self.model, self.points)
+        return self
+
+    @property
+    def experiments(self) -> list[Experiment]:
+        """One a rate and seed; what the parameters leave open is the data set's own."""
+        chosen = {name: getattr(self, name) or value for name, value in rates_of(self.dataset, self.optimizer).items()}
+        rates, seeds = chosen.pop("learning_rates"), chosen.pop("seeds")
+        same = {"dataset": self.dataset, "optimizer": self.optimizer, "schedule": "geometric"}
+        chosen |= {"every": 4} if chosen["model"] == "cnn_v1" else {}
+        places = ((rate, seed) for seed in range(1, seeds + 1) for rate in rates)
+        return [Experiment.of(**same, **chosen, learning_rate=rate, seed=seed) for rate, seed in places]
+
+    @property
+    def series(self) -> list[list[Experiment]]:
+        """The one."""
+        return [self.experiments]
+
+
+class LearningRate(Rates):
+    """Parameters of chapter 5."""
+
+    number: ClassVar[int] = 5
+    name: ClassVar[str] = "learning_rate"
+
+
+class CriticalLength(Rates):
+    """Parameters of chapter 6, whose runs are those of chapter 5."""
+
+    number: ClassVar[int] = 6
+    name: ClassVar[str] = "critical_length"
+
+    distance: str = Field("cosine", description="between inputs, in the figures against epoch and rate")
+    layer: str = Field("input", description="whose representation the figure against the epoch is about")
+    definition: str = Field("line", description="of the critical length, in the figures against epoch and rate")
+
+
 class NetworkOrArithmetic(Series):
     """Parameters of chapter 8."""
 
@@ -447,6 +536,16 @@ def own_of(dataset: str) -> dict[str, Any]:
     return own | {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "seeds": 2}}.get(dataset, {})
 
 
+def rates_of(dataset: str, optimizer: str) -> dict[str, Any]:
+    """The same for chapters 5 and 6, with the rates and the stopping losses, which were chosen in a pilot."""
+    own = own_of(dataset) | {
+        "learning_rates": ADAM if optimizer == "adam" else DESCENT,
+        "stopping_losses": STOPPING[dataset],
+    }
+    own |= {"cifar10": {"learning_rates": ADAM[2:], "epochs": 20.0}}.get(dataset, {}) if optimizer == "adam" else {}
+    return own | {"digits": {"learning_rates": (3e-4, 1e-3, 3e-3)}}.get(dataset, {})
+
+
 def _known_arithmetic(value: str, but: tuple[str, ...] = ()) -> str:
     allowed = [name for name in ARITHMETICS if name not in but]
     if value not in allowed:
@@ -456,8 +555,10 @@ def _known_arithmetic(value: str, but: tuple[str, ...] = ()) -> str:
 
 def chapters() -> list[type[Chapter]]:
     """All chapters, in their order."""
-    below = [*Chapter.__subclasses__(), *Series.__subclasses__()]
-    return sorted((c for c in below if c.__module__ == __name__ and c is not Series), key=lambda c: c.number)
+    below = [Chapter]
+    for chapter in below:  # grows on the way
+        below += chapter.__subclasses__()
+    return sorted((c for c in below if c.__module__ == __name__ and "number" in vars(c)), key=lambda c: c.number)
 
 
 def _check_sizes(dataset: str, model: str, points: int) -> None:

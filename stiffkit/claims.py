@@ -6,6 +6,7 @@ The entries are in `book/claims.yml`. Each was committed before the runs that ju
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal, Self
@@ -124,20 +125,22 @@ class Claim(_Entry):
 
 
 class Runs(_Entry):
-    """The runs that judge: fields of an experiment, and seeds 1 to `seeds`."""
+    """The runs that judge: fields of an experiment, fields with several values, and seeds 1 to `seeds`."""
 
     title: str
     chapter: int = Field(2, ge=1, description="that is about them")
     experiment: dict[str, Any]
+    axes: dict[str, tuple[Any, ...]] = Field({}, description="fields with all of their values")
     seeds: int = Field(ge=1)
 
-    @field_validator("experiment")
-    @classmethod
-    def _is_one(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if "seed" in value:
+    @model_validator(mode="after")
+    def _can_be_run(self) -> Self:
+        if "seed" in {**self.experiment, **self.axes}:
             raise ValueError("'seed' is counted from 1 to `seeds`")
-        Experiment.of(**value, seed=1)
-        return value
+        if doubled := set(self.experiment) & set(self.axes):
+            raise ValueError(f"'{min(doubled)}' is a field and an axis")
+        self.of_seed(1)
+        return self
 
     @property
     def short(self) -> str:
@@ -145,8 +148,13 @@ class Runs(_Entry):
         return self.title.split(",")[0]
 
     def experiments(self) -> list[Experiment]:
-        """One for each seed."""
-        return [Experiment.of(**self.experiment, seed=seed) for seed in range(1, self.seeds + 1)]
+        """All of them, seed by seed."""
+        return [e for seed in range(1, self.seeds + 1) for e in self.of_seed(seed)]
+
+    def of_seed(self, seed: int) -> list[Experiment]:
+        """Those of one seed: one for each combination of the axes' values."""
+        places = (dict(zip(self.axes, values, strict=True)) for values in product(*self.axes.values()))
+        return [Experiment.of(**self.experiment, **place, seed=seed) for place in places]
 
 
 class Alternative(_Entry):
@@ -340,16 +348,17 @@ def _over_datasets(verdicts: Iterable[str]) -> str:
 
 
 def recorded_runs(ledger: Ledger, names: Iterable[str] | None = None) -> dict[str, xr.Dataset]:
-    """The recorded runs of each entry of `runs`, or of those named, side by side along `seed`.
+    """The recorded runs of each entry of `runs`, or of those named, side by side along its axes and `seed`.
 
-    Entries without one are left out.
+    Seeds of which a run is missing are left out, entries without a seed as well.
     """
     found = {}
     for name in ledger.runs if names is None else names:
-        experiments = ledger.runs[name].experiments()
-        there = [run for run in map(results.find_recorded, experiments) if run is not None]
+        runs = ledger.runs[name]
+        of_seeds = [list(map(results.find_recorded, runs.of_seed(seed))) for seed in range(1, runs.seeds + 1)]
+        there = [run for own in of_seeds if all(run is not None for run in own) for run in own]
         if there:
-            found[name] = results.side_by_side(there)
+            found[name] = results.side_by_side(there, *runs.axes, "seed")
     return found
 
 

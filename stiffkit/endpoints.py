@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import xarray as xr
 
+from stiffkit import windows
 from stiffkit.attribution import PAIRS
 from stiffkit.experiment import EARLY
 from stiffkit.measurement import ARITHMETICS
@@ -19,6 +20,7 @@ from stiffkit.superclasses import superclass_of
 
 WINDOWS = ("start", "early", "learning", "late", "last")
 SMOOTH = 5  # checkpoints in the running mean that a turning point is looked for in
+PROTOCOLS = {"equal loss": "loss ", "equal epoch": "epoch "}  # how the windows of each are called
 AROUND = 3.0  # epochs before and after the onset of overfitting that slopes are taken over
 
 
@@ -193,6 +195,33 @@ def larger_change(
     return a - b
 
 
+def rate_slope(runs: xr.Dataset, variable: str, measure: str, regime: str, protocol: str) -> xr.DataArray:
+    """How much `within` or `between` changes a decade of learning rate, at equal loss or at equal epoch.
+
+    The mean of `slope_a_decade` over the stopping losses of the runs, or over their epochs 1, 2, 4, ...
+    """
+    values = runs[variable].sel(measure=measure, regime=regime)
+    return slope_a_decade(windows.together(values, runs, protocol_places(runs, protocol))).mean("at")
+
+
+def protocol_places(runs: xr.Dataset, protocol: str) -> list[str]:
+    """The windows of runs that are at equal loss, or at equal epoch, by name."""
+    return [str(name) for name in runs["at"].values if name.startswith(PROTOCOLS[protocol])]
+
+
+def slope_a_decade(values: xr.DataArray) -> xr.DataArray:
+    """The least-squares slope of values along `learning_rate` in its decadic logarithm, seed by seed.
+
+    Only rates count for which every seed has a value, so that all seeds say it of the same rates; NaN where there are
+    fewer than two.
+    """
+    there = values.notnull().all("seed")
+    x = np.log10(values.learning_rate).where(there)
+    x = x - x.mean("learning_rate")
+    slope = (x * values).sum("learning_rate") / (x**2).sum("learning_rate")
+    return slope.where(there.sum("learning_rate") >= 2)
+
+
 def smoothed(values: xr.DataArray) -> xr.DataArray:
     """Running mean over five checkpoints; NaN for the first and the last two, whose neighbours are on one side alone.
 
@@ -263,6 +292,7 @@ ALLOWED = {  # values of the arguments, so that a ledger can be checked without 
     "rightness": PAIRS,
     "by": ("class", "all"),
     "part": ("train", "val"),
+    "protocol": tuple(PROTOCOLS),
     "signal": ("within", "between", "gradient_norm", "mean_norm", "disparity"),
 }
 QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
@@ -286,5 +316,6 @@ QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
         larger_change,
         slope_change,
         stopping_excess,
+        rate_slope,
     )
 }

@@ -40,7 +40,8 @@ EARLY = 1_600  # images seen in the second panel of v1's Fig 6
 LATE = 0.42  # of all images seen, in its third panel
 LAST = 10  # checkpoints that are measured in every arithmetic, for averages late in training
 LOSSES = {**ARITHMETICS, "mse": mse, "label_smoothing": smoothed_cross_entropy}  # that networks are trained with
-MILLISECONDS = {"fc": 0.15, "cnn": 0.5, "cnn_v1": 2.2, "resnet20": 5.0}  # an image of CIFAR-10 takes in one thread
+MILLISECONDS = {"fc": 0.15, "cnn": 0.5, "cnn_v1": 1.3, "resnet20": 5.0}  # an image of CIFAR-10 takes in one thread
+PAIR = {"fc": 0.2e-6, "cnn": 0.4e-6, "cnn_v1": 6e-6, "resnet20": 4e-6}  # seconds that a pair of gradients takes
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,13 @@ def known_name(value: str, info: ValidationInfo, kind: str = "") -> str:
     if value not in allowed:
         raise ValueError(f"allowed are {', '.join(allowed)}")
     return value
+
+
+def falling(losses: tuple[float, ...]) -> tuple[float, ...]:
+    """Check stopping losses, for a validator."""
+    if any(loss <= 0 for loss in losses) or any(a <= b for a, b in pairwise(losses)):
+        raise ValueError("losses above zero, each below the one before it, are wanted")
+    return losses
 
 
 def check_model(dataset: str, model: str) -> None:
@@ -241,9 +249,7 @@ class Measurement(_Part):
     @field_validator("stopping_losses")
     @classmethod
     def _fall(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if any(loss <= 0 for loss in value) or any(a <= b for a, b in pairwise(value)):
-            raise ValueError("losses above zero, each below the one before it, are wanted")
-        return value
+        return falling(value)
 
     @property
     def key(self) -> str:
@@ -303,9 +309,14 @@ class Experiment(_Part):
         n, image = self.training.images_an_epoch, cost_of_images(self.training.dataset, self.training.model)[1]
         points = 2 * self.measurement.points
         checkpoints = len(self.training.images(n))
-        measuring = 0.5 + 1e-7 * points**2 + (0 if self.training.model == "fc" else 5 * image * points)
+        measuring = 0.05 + PAIR[self.training.model] * points**2
+        measuring += 0 if self.training.model == "fc" else 3 * image * points
         evaluating = 0.25 * image * 2 * min(n, 10_000)
-        measured = 1 + (len(self.measurement.arithmetics) - 1) / (self.measurement.every or checkpoints)
+        measured = (
+            1
+            + self.measurement.attribution
+            + (len(self.measurement.arithmetics) - 1) / (self.measurement.every or checkpoints)
+        )
         images = self.training.images(n)[-1]
         return (images * image + checkpoints * (measured * measuring + evaluating)) / 60
 
