@@ -197,17 +197,31 @@ def crossing(curve: xr.DataArray, level: float = 0.0) -> Length:
         The length; censored at the last bin where the curve stays above, and at the first where it begins below.
 
     """
-    known = curve.dropna("distance")
-    d, v = known.distance.values, known.values - level
-    if not len(v):
-        return Length(np.nan, censored="unknown")
-    if v[0] <= 0:
-        return Length(float(d[0]), censored="below")
-    (fallen,) = np.nonzero(v <= 0)
-    if not len(fallen):
-        return Length(float(d[-1]), censored="above")
-    k = fallen[0]
-    return Length(float(d[k - 1] + (d[k] - d[k - 1]) * v[k - 1] / (v[k - 1] - v[k])))
+    found = crossings(curve - level)
+    return Length(float(found.value), censored=str(found.censored.values))
+
+
+def crossings(curves: xr.DataArray) -> xr.Dataset:
+    """Where each of many curves first falls to zero, as `crossing` has it: `value` and `censored`."""
+    v = curves.transpose(..., "distance").values
+    d, last, known = curves.distance.values, v.shape[-1] - 1, ~np.isnan(v)
+    place = np.arange(v.shape[-1])
+    before = np.maximum.accumulate(np.where(known, place, -1), axis=-1)  # the last known bin so far
+    fallen = np.where(known, v <= 0, False)
+    first, end = (np.argmax(known, axis=-1), last - np.argmax(known[..., ::-1], axis=-1))
+    k = np.argmax(fallen, axis=-1)
+    j = np.maximum(np.take_along_axis(before, np.maximum(k - 1, 0)[..., None], -1)[..., 0], 0)
+    high, low = (np.take_along_axis(v, i[..., None], -1)[..., 0] for i in (j, k))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        zero = d[j] + (d[k] - d[j]) * high / (high - low)
+    none, below, above = ~known.any(axis=-1), fallen.any(axis=-1) & (k == first), ~fallen.any(axis=-1)
+    cases = [none, below, above]
+    dims = [name for name in curves.dims if name != "distance"]
+    coords = {name: c for name, c in curves.coords.items() if "distance" not in c.dims}
+    value = np.select(cases, [np.nan, d[first], d[end]], zero)
+    return xr.Dataset(
+        {"value": (dims, value), "censored": (dims, np.select(cases, ["unknown", "below", "above"], ""))}, coords
+    )
 
 
 def half_decay(curve: xr.DataArray) -> Length:

@@ -13,13 +13,16 @@ import xarray as xr
 from stiffkit import windows
 from stiffkit.attribution import PAIRS
 from stiffkit.experiment import EARLY
+from stiffkit.lengths import DEFINITIONS, decay, logarithms
 from stiffkit.measurement import ARITHMETICS
 from stiffkit.regimes import MEASURES, REGIMES
+from stiffkit.spaces import POOLED
 from stiffkit.statistics import partial_mantel
 from stiffkit.superclasses import superclass_of
 
 WINDOWS = ("start", "early", "learning", "late", "last")
 SMOOTH = 5  # checkpoints in the running mean that a turning point is looked for in
+PLACES = ("epoch 1", "end")  # of the windows of `stiffkit.windows`, those that every run has
 PROTOCOLS = {"equal loss": "loss ", "equal epoch": "epoch "}  # how the windows of each are called
 AROUND = 3.0  # epochs before and after the onset of overfitting that slopes are taken over
 
@@ -222,6 +225,46 @@ def slope_a_decade(values: xr.DataArray) -> xr.DataArray:
     return slope.where(there.sum("learning_rate") >= 2)
 
 
+def line_at_far(runs: xr.Dataset, space: str, measure: str, place: str) -> xr.DataArray:
+    """The line through pairs of one class at the distance that 1 % of them exceed: below zero, it crosses in sight.
+
+    The mean over the learning rates; in the window `place`.
+    """
+    here = runs.sel(at=place, space=space)
+    line = here.line.sel(of=POOLED, measure=measure)
+    far = here.observed.sel(end="far", drop=True)
+    values = line.sel(coefficient="intercept", drop=True) + line.sel(coefficient="slope", drop=True) * far
+    return values.mean("learning_rate")
+
+
+def line_slope(runs: xr.Dataset, space: str, measure: str, place: str) -> xr.DataArray:
+    """The slope of that line, mean over the learning rates."""
+    line = runs.line.sel(at=place, space=space, of=POOLED, measure=measure)
+    return line.sel(coefficient="slope", drop=True).mean("learning_rate")
+
+
+def decay_change(runs: xr.Dataset, space: str, measure: str, place: str, since: str) -> xr.DataArray:
+    """How much `lengths.decay`, one over the critical length, grows between two windows, mean over the rates."""
+    found = decay(runs).sel(space=space, measure=measure)
+    return (found.sel(at=place) - found.sel(at=since)).mean("learning_rate")
+
+
+def decay_rate_slope(runs: xr.Dataset, space: str, measure: str, protocol: str) -> xr.DataArray:
+    """How much the decay changes a decade of learning rate, mean over the stopping losses or the epochs."""
+    found = decay(runs).sel(space=space, measure=measure, at=protocol_places(runs, protocol))
+    return slope_a_decade(found).mean("at")
+
+
+def length_rate_slope(runs: xr.Dataset, definition: str, space: str, measure: str, protocol: str) -> xr.DataArray:
+    """How much the logarithm of a length changes a decade of learning rate, over the rates that no seed is censored at.
+
+    The mean over the stopping losses or the epochs; "hidden": over the hidden layers as well.
+    """
+    here = runs.sel(at=protocol_places(runs, protocol), measure=measure)
+    names = [str(n) for n in runs.space.values if n.startswith("layer")] if space == "hidden" else [space]
+    return slope_a_decade(logarithms(here.sel(space=names), definition)).mean(["at", "space"])
+
+
 def smoothed(values: xr.DataArray) -> xr.DataArray:
     """Running mean over five checkpoints; NaN for the first and the last two, whose neighbours are on one side alone.
 
@@ -285,7 +328,7 @@ ALLOWED = {  # values of the arguments, so that a ledger can be checked without 
     "than": MEASURES,
     "regime": REGIMES,
     "at": WINDOWS,
-    "since": WINDOWS,
+    "since": (*WINDOWS, *PLACES),
     "arithmetic": tuple(ARITHMETICS),
     "turn": ("max", "min"),
     "layer": ("first", "last"),
@@ -293,6 +336,9 @@ ALLOWED = {  # values of the arguments, so that a ledger can be checked without 
     "by": ("class", "all"),
     "part": ("train", "val"),
     "protocol": tuple(PROTOCOLS),
+    "place": PLACES,
+    "space": ("input", "hidden", "output"),
+    "definition": tuple(DEFINITIONS),
     "signal": ("within", "between", "gradient_norm", "mean_norm", "disparity"),
 }
 QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
@@ -317,5 +363,10 @@ QUANTITIES: dict[str, Callable[..., xr.DataArray]] = {
         slope_change,
         stopping_excess,
         rate_slope,
+        line_at_far,
+        line_slope,
+        decay_change,
+        decay_rate_slope,
+        length_rate_slope,
     )
 }

@@ -661,3 +661,127 @@ def _images(ax: Any, runs: xr.Dataset) -> None:
     ax.set_xticks(ticks, [f"{k:,.0f}" if k < 1e4 else f"$10^{{{np.log10(k):.0f}}}$" for k in ticks])
     ax.set_xticks([], minor=True)
     ax.set(xlabel="images seen", xlim=(0, last))
+
+
+@_styled
+def against_rate(panels: Mapping[str, Mapping[str, xr.DataArray]], axes: Any = None) -> np.ndarray:
+    """Stiffness against the learning rate with 95 % t intervals over seeds, a curve a window.
+
+    Args:
+        panels: {measure: {protocol: values (at, learning_rate, seed)}}; a row a measure, a column a protocol.
+        axes: (rows, columns) of them; made if left out.
+
+    Returns:
+        The axes. A rate of which a seed has no such window is left out of that curve.
+
+    """
+    columns = list(next(iter(panels.values())))
+    if axes is None:
+        _, axes = plt.subplots(
+            len(panels), len(columns), figsize=(5.6, 0.8 + 2.3 * len(panels)), sharex=True, sharey="row", squeeze=False
+        )
+    for row, (measure, protocols) in zip(axes, panels.items(), strict=True):
+        for ax, (protocol, values) in zip(row, protocols.items(), strict=True):
+            shades = plt.colormaps["viridis"](np.linspace(0, 0.85, values.sizes["at"]))
+            for k, (colour, place) in enumerate(zip(shades, values["at"].values, strict=True)):
+                whole = values.sel(at=place).dropna("learning_rate", how="any")
+                interval = t_interval(whole)
+                ax.plot(whole.learning_rate, interval["mean"], "osD^v<"[k % 6], linestyle="-", color=colour,
+                        markersize=4, linewidth=1.2, label=str(place))  # fmt: skip
+                ax.vlines(whole.learning_rate, interval.low, interval.high, color=colour, linewidth=1.2)
+            ax.axhline(0, color=GREY, linewidth=0.7)
+            ax.set_xscale("log")
+            if measure == next(iter(panels)):
+                ax.set_title(protocol)
+        row[0].set_ylabel(f"between classes, {measure}")
+    for ax in axes[-1]:
+        ax.set_xlabel("learning rate")
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
+    return np.asarray(axes)
+
+
+@_styled
+def against_loss(panels: Mapping[str, xr.DataArray], losses: Sequence[float] = (), axes: Any = None) -> np.ndarray:
+    """Stiffness against the training loss, which falls to the right, a curve a learning rate, mean and band over seeds.
+
+    Args:
+        panels: {measure: values (loss, learning_rate, seed)}.
+        losses: stopping losses, which are marked.
+        axes: one a panel; made if left out.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, len(panels), figsize=(5.6, 3.2), squeeze=False)
+    axes = np.ravel(axes)
+    for ax, (measure, values) in zip(axes, panels.items(), strict=True):
+        shades = plt.colormaps["plasma"](np.linspace(0, 0.85, values.sizes["learning_rate"]))
+        for colour, rate in zip(shades, values.learning_rate.values, strict=True):
+            whole = values.sel(learning_rate=rate).dropna("loss", how="any")
+            interval = t_interval(whole)
+            ax.plot(whole.loss, interval["mean"], color=colour, linewidth=1.4, label=f"{rate:g}")
+            ax.fill_between(whole.loss, interval.low, interval.high, color=colour, alpha=0.2, linewidth=0)
+        for loss in losses:
+            ax.axvline(loss, color=GREY, linewidth=0.7, linestyle=":")
+        ax.axhline(0, color=GREY, linewidth=0.7)
+        known = values.loss.where(values.notnull().any(["learning_rate", "seed"]))
+        ax.set(xscale="log", xlabel="training loss", title=measure)
+        ax.set_xlim(float(known.max()) * 1.1, float(known.min()) / 1.1)
+    axes[0].set_ylabel("stiffness between classes")
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=8, title="learning rate")
+    return axes
+
+
+@_styled
+def forest(estimates: xr.Dataset, xlabel: str, axes: Any = None) -> Any:
+    """Means with intervals, a line a row: cosines filled, signs beside them hollow.
+
+    Args:
+        estimates: `mean`, `low`, `high` along row and measure ("cos", "sign").
+        xlabel: what they are.
+        axes: one; made if left out.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(figsize=(5.6, 0.9 + 0.5 * estimates.sizes["row"]))
+    places = np.arange(estimates.sizes["row"])[::-1]
+    for measure, shift, colour, face in (("cos", 0.12, BLUE, BLUE), ("sign", -0.12, ORANGE, "none")):
+        own = estimates.sel(measure=measure)
+        axes.hlines(places + shift, own.low, own.high, color=colour, linewidth=1.6)
+        axes.scatter(own["mean"], places + shift, 28, marker="o", facecolors=face, edgecolors=colour, zorder=3,
+                     label={"cos": "cosine", "sign": "sign"}[measure])  # fmt: skip
+    axes.axvline(0, color=GREY, linewidth=0.7)
+    axes.set_yticks(places, estimates.row.values)
+    axes.set(xlabel=xlabel, ylim=(-0.6, len(places) - 0.4))
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2 - 0.6 / len(places)), ncols=2)
+    return axes
+
+
+@_styled
+def quantiles_at_loss(gaps: xr.DataArray, axes: Any = None) -> np.ndarray:
+    """Quantiles of the logit gap against the learning rate, a panel a stopping loss: median, quartiles, 5 and 95 %.
+
+    Args:
+        gaps: (at, learning_rate, seed, quantile).
+        axes: one a window; made if left out.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, gaps.sizes["at"], figsize=(5.6, 2.6), sharey=True, squeeze=False)
+    axes = np.ravel(axes)
+    for ax, place in zip(axes, gaps["at"].values, strict=True):
+        own = gaps.sel(at=place).dropna("learning_rate", how="any").mean("seed")
+        for low, high, alpha in ((0.05, 0.95, 0.2), (0.25, 0.75, 0.35)):
+            ax.fill_between(own.learning_rate, *(own.sel(quantile=q) for q in (low, high)), color=BLUE, alpha=alpha,
+                            linewidth=0, label=f"{100 * low:.0f} to {100 * high:.0f} %")  # fmt: skip
+        ax.plot(own.learning_rate, own.sel(quantile=0.5), "o-", color=BLUE, markersize=3, label="median")
+        ax.axhline(16, color=ORANGE, linestyle=":", linewidth=1, label="16: clipped")
+        ax.axhline(0, color=GREY, linewidth=0.7)
+        rates = gaps.learning_rate.values
+        ax.set(xscale="log", title=str(place), xlabel="learning rate", xlim=(rates.min() / 1.5, rates.max() * 1.5))
+        if not own.sizes["learning_rate"]:
+            ax.text(0.5, 0.5, "not reached", transform=ax.transAxes, ha="center", fontsize=8)
+    axes[0].set_ylabel("logit gap")
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+    return axes

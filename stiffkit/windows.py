@@ -21,7 +21,7 @@ def places(losses: Sequence[float], epochs: float) -> list[str]:
     ['start', 'loss 0.3', 'loss 0.1', 'epoch 1', 'epoch 2', 'epoch 4', 'end']
 
     """
-    doubled = [2**k for k in range(64) if 2**k <= epochs]
+    doubled = [2**k for k in range(64) if 1.25 * 2**k <= epochs]  # whose windows end before the run
     return ["start", *(f"loss {loss:g}" for loss in losses), *(f"epoch {k}" for k in doubled), "end"]
 
 

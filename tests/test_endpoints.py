@@ -498,4 +498,10 @@ def test_every_quantity_that_a_claim_can_name():
         "larger_change",
         "slope_change",
         "stopping_excess",
+        "rate_slope",
+        "line_at_far",
+        "line_slope",
+        "decay_change",
+        "decay_rate_slope",
+        "length_rate_slope",
     }

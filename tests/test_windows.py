@@ -33,7 +33,7 @@ def means(values, k):
 def test_names_of_windows():
     assert places((0.3, 0.1), 5) == ["start", "loss 0.3", "loss 0.1", "epoch 1", "epoch 2", "epoch 4", "end"]
     assert places((), 0.5) == ["start", "end"]
-    assert places((), 16)[-2] == "epoch 16"
+    assert places((), 20)[-2] == "epoch 16"
 
 
 @pytest.mark.parametrize("level", [0.5, 0.2, 0.11])
