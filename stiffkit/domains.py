@@ -9,7 +9,7 @@ import xarray as xr
 from stiffkit import claims
 from stiffkit.distances import FEWEST, Length, Line, pooled, zero_of_line
 from stiffkit.endpoints import PROTOCOLS, protocol_places, slope_a_decade
-from stiffkit.lengths import DEFINITIONS, decay, logarithms
+from stiffkit.lengths import DEFINITIONS, decay, lengths, logarithms
 from stiffkit.rates import MEASURE_NAMES
 from stiffkit.spaces import POOLED
 from stiffkit.statistics import t_interval
@@ -29,19 +29,67 @@ def curves(runs: xr.Dataset, place: str, rate: float, measure: str, arithmetic: 
     return pooled(here[["curve", "count"]].rename(curve="stiffness").mean("seed"), FEWEST)
 
 
-def over_seeds(runs: xr.Dataset, place: str, rate: float, space: str, measure: str, arithmetic: str) -> Length:
-    """The third version's critical length of several seeds, with Fieller's interval from how their lines differ."""
-    here = runs.sel(at=place, learning_rate=rate, space=space)
-    own = (
-        here.line.sel(of=POOLED, measure=measure, arithmetic=arithmetic).transpose("seed", "coefficient").dropna("seed")
-    )
-    n = own.sizes["seed"]
+def over_seeds(runs: xr.Dataset, definition: str, measure: str, arithmetic: str = "exact") -> xr.Dataset:
+    """Lengths of all seeds together, (at, space, learning_rate).
+
+    Returns:
+        A Dataset with `value`, `low` and `high`, a 95 % interval, and `censored`, where one of the seeds is: `value` is
+        then the mean of lengths and bounds, itself a bound, without an interval. The third version's length is that
+        of the mean line, with Fieller's interval from how the seeds' lines differ.
+
+    """
+    here = runs.sel(measure=measure, arithmetic=arithmetic)
+    if definition == "line":
+        return _of_mean_lines(here)
+    found = lengths(here, definition)
+    kinds = [kind for kind in ("unknown", "below", "above") if (found.censored == kind).any()]
+    censored = xr.full_like(found.censored.isel(seed=0, drop=True), "", dtype=object)
+    for kind in kinds:
+        censored = censored.where(~(found.censored == kind).any("seed"), kind)
+    interval = t_interval(found.value).where(censored == "")
+    return xr.Dataset({"value": found.value.mean("seed"), "censored": censored}).assign(interval[["low", "high"]])
+
+
+def _of_mean_lines(runs: xr.Dataset) -> xr.Dataset:
+    line = runs.line.sel(of=POOLED)
+    rest = [name for name in line.dims if name not in ("seed", "coefficient")]
+    places = line.stack(place=rest).transpose("place", "seed", "coefficient")
+    ends = runs.observed.mean("seed").stack(place=rest).transpose("place", "end")
+    found = [_of_mean_line(own.values, seen.values) for own, seen in zip(places, ends, strict=True)]
+    columns = {name: ("place", [getattr(one, name) for one in found]) for name in ("value", "low", "high", "censored")}
+    return xr.Dataset(columns, places.place.coords).unstack("place")
+
+
+def _of_mean_line(lines: np.ndarray, observed: np.ndarray) -> Length:
+    """The zero of the mean of lines, (seeds, 2), within observed distances."""
+    known = lines[np.isfinite(lines).all(axis=1)]
+    n = len(known)
     if not n:
         return Length(np.nan, censored="unknown")
-    covariance = np.cov(own.values.T) / n if n > 1 else np.full((2, 2), np.nan)
-    near, far = (float(here.observed.sel(end=end).mean("seed")) for end in ("near", "far"))
-    a, b = (float(v) for v in own.mean("seed"))
-    return zero_of_line(Line(a, b, covariance, n, near, far))
+    a, b = known.mean(axis=0)
+    if n < 3:
+        above, below = a + b * observed[1] > 0, a + b * observed[0] <= 0
+        bound = "above" if above else "below" if below else ""
+        return Length(float(observed[1] if above else observed[0] if below else -a / b), censored=bound)
+    return zero_of_line(Line(a, b, np.cov(known.T) / n, n, *observed))
+
+
+def through_epochs(
+    runs: xr.Dataset, space: str, definition: str, measure: str, arithmetic: str = "exact"
+) -> dict[str, xr.Dataset]:
+    """Against the epoch, (epochs, learning_rate): the length, the decay, and the distance of half, by title."""
+    places = protocol_places(runs, "equal epoch")
+    here = runs.sel(at=places, space=[space])
+    reciprocal = t_interval(decay(here).sel(measure=measure, arithmetic=arithmetic)).rename(mean="value")
+    found = {
+        f"critical length, {definition}": over_seeds(here, definition, measure, arithmetic),
+        "decay, one over the line's zero": reciprocal.assign(censored=xr.full_like(reciprocal.value, "", dtype=object)),
+        "half of the first value": over_seeds(here, "half", measure, arithmetic),
+    }
+    epochs = [float(name.split()[1]) for name in places]
+    return {
+        title: one.isel(space=0, drop=True).assign_coords(at=epochs).rename(at="epochs") for title, one in found.items()
+    }
 
 
 def multiverse(runs: xr.Dataset, arithmetic: str = "exact") -> pd.DataFrame:

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 
+from stiffkit.distances import crossing
 from stiffkit.endpoints import onset
 from stiffkit.measurement import SPOKEN
 from stiffkit.statistics import t_interval
@@ -785,3 +786,113 @@ def quantiles_at_loss(gaps: xr.DataArray, axes: Any = None) -> np.ndarray:
     handles, labels = axes[0].get_legend_handles_labels()
     axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
     return axes
+
+
+@_styled
+def by_distance(curves: xr.Dataset, measure: str, axes: Any = None) -> np.ndarray:
+    """Stiffness against distance, a row a space: pairs and what classes alone would give, then the difference.
+
+    Args:
+        curves: `stiffness` along space, pairs and distance, and `null`, as `distances.pooled` gives them.
+        measure: "sign" or "cosine", for the labels.
+        axes: (spaces, 2) of them; made if left out.
+
+    """
+    spaces = curves.space.values
+    if axes is None:
+        _, axes = plt.subplots(len(spaces), 2, figsize=(5.6, 0.7 + 1.5 * len(spaces)), sharex=True, sharey="col")
+    looks = {"same class": (GREEN, "-."), "different classes": (ORANGE, "--"), "all": (BLUE, "-")}
+    for row, space in zip(np.reshape(axes, (-1, 2)), spaces, strict=True):
+        here = curves.sel(space=space)
+        for pairs, (colour, line) in looks.items():
+            own = here.stiffness.sel(pairs=pairs).dropna("distance")
+            row[0].plot(own.distance, own, line, color=colour, linewidth=1.3, label=f"{pairs}")
+        null = here.null.dropna("distance")
+        row[0].plot(null.distance, null, ":", color="black", linewidth=1.3, label="all, by classes alone")
+        more = (here.stiffness.sel(pairs="all") - here.null).dropna("distance")
+        row[1].plot(more.distance, more, "-", color=BLUE, linewidth=1.3)
+        for curve, colour in ((here.stiffness.sel(pairs="all"), BLUE), (here.null, "black")):
+            found = crossing(curve)
+            if not found.censored:
+                row[0].plot(found.value, 0, "o" if colour == BLUE else "x", color=colour, markersize=5)
+        for ax in row:
+            ax.axhline(0, color=GREY, linewidth=0.7)
+        row[0].set_ylabel(f"{space}\n{measure}")
+    axes[0, 0].set_title("stiffness")
+    axes[0, 1].set_title("all less classes alone")
+    for ax in axes[-1]:
+        ax.set_xlabel("distance, 1 \N{MINUS SIGN} cosine")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0, 0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    return np.asarray(axes)
+
+
+@_styled
+def lengths_through_training(panels: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
+    """Lengths against the epoch, a panel a definition, a curve a learning rate; bounds as hollow triangles.
+
+    Args:
+        panels: {title: `value`, `low`, `high`, `censored` along epochs and learning_rate}.
+        axes: one a panel; made if left out.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, len(panels), figsize=(5.6, 3.2), squeeze=False)
+    axes = np.ravel(axes)
+    for ax, (title, found) in zip(axes, panels.items(), strict=True):
+        shades = plt.colormaps["plasma"](np.linspace(0, 0.85, found.sizes["learning_rate"]))
+        for colour, rate in zip(shades, found.learning_rate.values, strict=True):
+            own = found.sel(learning_rate=rate)
+            ax.plot(own.epochs, own.value, "-", color=colour, linewidth=1.2, label=f"{rate:g}")
+            _bounded(ax, own.epochs, own, colour)
+        ax.set(xscale="log", xlabel="epoch", title=fill(title, 20))
+        ax.set_xticks(found.epochs.values, [f"{e:g}" for e in found.epochs.values], minor=False)
+        ax.set_xticks([], minor=True)
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=8, title="learning rate")
+    return axes
+
+
+@_styled
+def lengths_against_rate(
+    found: xr.Dataset, reported: Mapping[str, Sequence[float]] | None = None, axes: Any = None
+) -> np.ndarray:
+    """Lengths against the learning rate, a panel a space, a curve a window; bounds as hollow triangles.
+
+    Args:
+        found: `value`, `low`, `high`, `censored` along at, space and learning_rate.
+        reported: by space, what a paper reports at these rates, as crosses.
+        axes: one a space; made if left out.
+
+    """
+    spaces = found.space.values
+    if axes is None:
+        rows = -(-len(spaces) // 3)
+        _, axes = plt.subplots(rows, 3, figsize=(5.6, 0.7 + 2.1 * rows), sharex=True, sharey=True, squeeze=False)
+    axes = np.ravel(axes)
+    for ax in axes[len(spaces) :]:
+        ax.set_visible(False)
+    for ax, space in zip(axes, spaces, strict=False):
+        shades = plt.colormaps["viridis"](np.linspace(0, 0.85, found.sizes["at"]))
+        for colour, place in zip(shades, found["at"].values, strict=True):
+            own = found.sel(at=place, space=space)
+            ax.plot(own.learning_rate, own.value, "-", color=colour, linewidth=1.2, label=str(place))
+            _bounded(ax, own.learning_rate, own, colour)
+        if reported and space in reported:
+            ax.plot(found.learning_rate, reported[space], "x", color=ORANGE, markersize=5, label="first version")
+        ax.set(xscale="log", yscale="log", title=space)
+        ax.set_xlabel("learning rate")
+    for ax in axes[::3]:
+        ax.set_ylabel("distance of the zero")
+    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+    return axes
+
+
+def _bounded(ax: Any, x: xr.DataArray, own: xr.Dataset, colour: Any) -> None:
+    """Lengths as points with their intervals; those that are bounds as triangles that point to where they may be."""
+    for kind, marker, face in (("", "o", colour), ("above", "^", "none"), ("below", "v", "none")):
+        here = (own.censored == kind).values
+        ax.scatter(x[here], own.value[here], 18, marker=marker, facecolors=[face], edgecolors=[colour], zorder=3)
+    whole = np.isfinite(own.low.values) & np.isfinite(own.high.values)
+    ax.vlines(x[whole], own.low[whole], own.high[whole], color=colour, linewidth=1.2)
