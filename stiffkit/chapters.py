@@ -23,9 +23,11 @@ from stiffkit.experiment import (
     falling,
     known_name,
 )
+from stiffkit.lengths import DEFINITIONS
 from stiffkit.measurement import ARITHMETICS, OWN
 from stiffkit.models import ACTIVATIONS
 from stiffkit.results import book
+from stiffkit.spaces import INPUT_DISTANCES, JUDGED
 from stiffkit.superclasses import SUPERCLASSES
 from stiffkit.sweeps import Sweep
 
@@ -37,6 +39,7 @@ STOPPING = {
     "fashion_mnist": (0.5, 0.4, 0.3),
     "cifar10": (1.0, 0.7, 0.4),
 }
+LAYERS = {"fc": 4, "cnn": 4, "cnn_v1": 5, "resnet20": 22}  # with weights
 FEW = 5_000  # images whose labels are memorised whole
 
 
@@ -485,9 +488,39 @@ class CriticalLength(Rates):
     number: ClassVar[int] = 6
     name: ClassVar[str] = "critical_length"
 
-    distance: str = Field("cosine", description="between inputs, in the figures against epoch and rate")
-    layer: str = Field("input", description="whose representation the figure against the epoch is about")
-    definition: str = Field("line", description="of the critical length, in the figures against epoch and rate")
+    distance: str = Field("cosine", description="between inputs, in the figure against the epoch")
+    layer: str = Field("input", description="whose representation that figure is about")
+    definition: str = Field("line", description="of the critical length in that figure")
+
+    @field_validator("arithmetic")
+    @classmethod
+    def _has_curves(cls, value: str) -> str:
+        if value not in JUDGED:
+            raise ValueError(f"allowed are {', '.join(JUDGED)}: curves are measured in these")
+        return value
+
+    @field_validator("distance", "definition")
+    @classmethod
+    def _is_known(cls, value: str, info: Any) -> str:
+        known = {"distance": tuple(INPUT_DISTANCES), "definition": tuple(DEFINITIONS)}[info.field_name]
+        if value not in known:
+            raise ValueError(f"allowed are {', '.join(known)}")
+        return value
+
+    @model_validator(mode="after")
+    def _is_a_space(self) -> Self:
+        layers = LAYERS[self.experiments[0].training.model]
+        known = ["input", *(f"layer {k}" for k in range(1, layers)), "output"]
+        if self.layer not in known:
+            raise ValueError(f"'layer' = {self.layer!r}: allowed are {', '.join(known)}")
+        if self.distance != "cosine" and self.layer != "input":
+            raise ValueError(f"'distance' = {self.distance!r} is measured between inputs alone: layers have the cosine")
+        return self
+
+    @property
+    def space(self) -> str:
+        """Where the figure against the epoch takes its distances, as `stiffkit.spaces` calls it."""
+        return self.layer if self.distance == "cosine" else INPUT_DISTANCES[self.distance]
 
 
 class NetworkOrArithmetic(Series):

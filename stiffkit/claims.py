@@ -94,6 +94,7 @@ class Claim(_Entry):
     title: str
     source: Source
     v1: str = Field("", description="what the first version reports, in our words")
+    v2: str = Field("", description="what the version submitted to ICLR 2020 reports")
     v3: str = Field("", description="what the third version reports")
     ours: str = Field("", description="what no version says: a question of this book")
     quantity: dict[str, Any] = Field(description="the name of a function in stiffkit.endpoints, and its arguments")
@@ -461,16 +462,15 @@ def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> 
         "Within classes (blue) and between classes (orange), by sign: exact gradients solid, gradients of a clipped "
         "loss dotted, least validation loss marked. Brackets below are 95 % t intervals over seeds.",
         "",
-        "| claim | v1 said | v3 said | we find | chapter |",
+        "| claim | v1 said | v2 (ICLR) or v3 said | we find | chapter |",
         "|---|---|---|---|---|",
     ]
     for j in judgements:
         c = j.claim
         if not c.ours:
             what = found(j, ledger, verdicts=j.verdict == MIXED)
-            lines.append(
-                f"| {c.title} | {c.v1 or DASH} | {c.v3 or DASH} | **{j.verdict}**: {what} | {_link(c, folder)} |"
-            )
+            later = "; ".join(filter(None, [c.v2 and f"{c.v2} (v2)", c.v3])) or DASH
+            lines.append(f"| {c.title} | {c.v1 or DASH} | {later} | **{j.verdict}**: {what} | {_link(c, folder)} |")
     if ours := [j for j in judgements if j.claim.ours]:
         lines += ["", "Questions of our own:", "", "| question | we find | chapter |", "|---|---|---|"]
     for j in ours:

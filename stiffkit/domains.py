@@ -1,5 +1,6 @@
 """What chapter 6 shows: stiffness against distance, and how far it reaches, by every definition in use."""
 
+from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from stiffkit import claims
+from stiffkit.chapters import ADAM, CriticalLength
 from stiffkit.distances import FEWEST, Length, Line, pooled, zero_of_line
 from stiffkit.endpoints import PROTOCOLS, protocol_places, slope_a_decade
 from stiffkit.lengths import DEFINITIONS, decay, lengths, logarithms
@@ -72,6 +74,25 @@ def _of_mean_line(lines: np.ndarray, observed: np.ndarray) -> Length:
         bound = "above" if above else "below" if below else ""
         return Length(float(observed[1] if above else observed[0] if below else -a / b), censored=bound)
     return zero_of_line(Line(a, b, np.cov(known.T) / n, n, *observed))
+
+
+def against_rate(p: CriticalLength, runs: xr.Dataset) -> tuple[xr.Dataset, dict[str, tuple[float, ...]]]:
+    """The first version's domain sizes at equal loss, and what it reports, where rates and data set are its own."""
+    spaces = [name for name in runs.space.values if "," not in name]
+    found = over_seeds(
+        runs.sel(at=protocol_places(runs, "equal loss"), space=spaces), "first zero", "sign", p.arithmetic
+    )
+    same = p.dataset == "fashion_mnist" and p.optimizer == "adam" and tuple(runs.learning_rate.values) == ADAM
+    return found, FIRST_VERSION if same else {}
+
+
+def decays(sets: Mapping[str, xr.Dataset]) -> dict[str, dict[str, xr.DataArray]]:
+    """The decay with input distance of the cosine within classes, (at, learning_rate, seed), by set and protocol."""
+    own = {title: decay(runs).sel(space="input", measure="cos", arithmetic="exact") for title, runs in sets.items()}
+    return {
+        title: {protocol: own[title].sel(at=protocol_places(runs, protocol)) for protocol in PROTOCOLS}
+        for title, runs in sets.items()
+    }
 
 
 def through_epochs(

@@ -666,10 +666,10 @@ def _images(ax: Any, runs: xr.Dataset) -> None:
 
 @_styled
 def against_rate(panels: Mapping[str, Mapping[str, xr.DataArray]], axes: Any = None) -> np.ndarray:
-    """Stiffness against the learning rate with 95 % t intervals over seeds, a curve a window.
+    """Values against the learning rate with 95 % t intervals over seeds, a curve a window.
 
     Args:
-        panels: {measure: {protocol: values (at, learning_rate, seed)}}; a row a measure, a column a protocol.
+        panels: {name: {protocol: values (at, learning_rate, seed)}}; a row a name, a column a protocol.
         axes: (rows, columns) of them; made if left out.
 
     Returns:
@@ -681,7 +681,7 @@ def against_rate(panels: Mapping[str, Mapping[str, xr.DataArray]], axes: Any = N
         _, axes = plt.subplots(
             len(panels), len(columns), figsize=(5.6, 0.8 + 2.3 * len(panels)), sharex=True, sharey="row", squeeze=False
         )
-    for row, (measure, protocols) in zip(axes, panels.items(), strict=True):
+    for row, (name, protocols) in zip(axes, panels.items(), strict=True):
         for ax, (protocol, values) in zip(row, protocols.items(), strict=True):
             shades = plt.colormaps["viridis"](np.linspace(0, 0.85, values.sizes["at"]))
             for k, (colour, place) in enumerate(zip(shades, values["at"].values, strict=True)):
@@ -692,9 +692,9 @@ def against_rate(panels: Mapping[str, Mapping[str, xr.DataArray]], axes: Any = N
                 ax.vlines(whole.learning_rate, interval.low, interval.high, color=colour, linewidth=1.2)
             ax.axhline(0, color=GREY, linewidth=0.7)
             ax.set_xscale("log")
-            if measure == next(iter(panels)):
+            if name == next(iter(panels)):
                 ax.set_title(protocol)
-        row[0].set_ylabel(f"between classes, {measure}")
+        row[0].set_ylabel(fill(name, 24))
     for ax in axes[-1]:
         ax.set_xlabel("learning rate")
         ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
@@ -754,7 +754,7 @@ def forest(estimates: xr.Dataset, xlabel: str, axes: Any = None) -> Any:
     axes.axvline(0, color=GREY, linewidth=0.7)
     axes.set_yticks(places, estimates.row.values)
     axes.set(xlabel=xlabel, ylim=(-0.6, len(places) - 0.4))
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2 - 0.6 / len(places)), ncols=2)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2 - 0.6 / max(len(places), 1)), ncols=2)
     return axes
 
 

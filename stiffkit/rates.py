@@ -32,7 +32,7 @@ def results(p: Rates) -> xr.Dataset:
             f"no run of {p.dataset} with these parameters is recorded or in the cache. The sweeps book/sweeps/05_*.yml "
             "compute the planned ones: .venv/bin/stiffkit sweep FILE"
         )
-    return runs
+    return runs.assign_attrs(stopping=[float(name.split()[1]) for name in protocol_places(runs, "equal loss")])
 
 
 def description(p: Rates, runs: xr.Dataset) -> str:
@@ -73,7 +73,7 @@ def against_rate(runs: xr.Dataset, variable: str, regime: str, arithmetic: str) 
     """Stiffness at equal loss and at equal epoch, (at, learning_rate, seed), by measure and protocol."""
     here = runs[variable].sel(regime=regime, arithmetic=arithmetic)
     return {
-        MEASURE_NAMES[measure]: {
+        f"{variable} classes, {MEASURE_NAMES[measure]}": {
             protocol: windows.together(here.sel(measure=measure), runs, protocol_places(runs, protocol))
             for protocol in PROTOCOLS
         }
@@ -110,6 +110,9 @@ def forest(
 
     """
     found, rows = [], []
+    if not sets:
+        nothing = xr.DataArray(np.empty((0, 2)), {"row": [], "measure": list(MEASURE_NAMES)}, ("row", "measure"))
+        return xr.Dataset({"mean": nothing, "low": nothing, "high": nothing})
     for title, runs in sets.items():
         for protocol in PROTOCOLS:
             own = [slopes(runs, variable, regime, arithmetic, m, protocol).mean("at") for m in MEASURE_NAMES]

@@ -15,6 +15,7 @@ from stiffkit.regimes import MEASURES
 JUDGED = ("exact", "keras2019")  # the arithmetics that curves are measured in, as far as a run has them
 EDGES = np.linspace(0, 2, 41)  # of bins; no distance of points on the unit sphere is larger
 OBSERVED = (0.01, 0.99)  # quantiles of the distances of pairs of one class: what lies beyond was hardly seen
+INPUT_DISTANCES = {"cosine": "input", "l2": "input, L2", "l1": "input, L1"}  # and the spaces that have them
 SPATIAL = ["curve", "count", "line", "observed", "no_angle"]  # the variables that are measured here
 POOLED = "pooled"  # stands beside the classes
 
