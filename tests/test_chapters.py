@@ -30,6 +30,7 @@ from stiffkit.chapters import (
     NetworkOrArithmetic,
     ParameterError,
     RandomLabels,
+    Superclasses,
     TooLongError,
     book,
     rounded,
@@ -42,6 +43,7 @@ CHAPTERS = {
     NOTEBOOK: Definition,
     "book/02_class_matrices.ipynb": ClassMatrices,
     "book/03_random_labels.ipynb": RandomLabels,
+    "book/04_superclasses.ipynb": Superclasses,
     "book/08_network_or_arithmetic.ipynb": NetworkOrArithmetic,
 }
 NAMES = "dataset", "model", "initialisation", "sphere", "points", "learning_rate", "seed", "max_minutes"

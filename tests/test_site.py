@@ -24,7 +24,13 @@ import book  # noqa: E402
 OFF = ("gpu", "quic", "background-networking", "component-update", "sync")
 FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in OFF)]
 VIEWS = [(390, "light"), (390, "dark"), (1280, "dark"), (1280, "light")]
-FIGURES = {"01_definition": 5, "02_class_matrices": 6, "03_random_labels": 6, "08_network_or_arithmetic": 6}
+FIGURES = {
+    "01_definition": 5,
+    "02_class_matrices": 6,
+    "03_random_labels": 6,
+    "04_superclasses": 5,
+    "08_network_or_arithmetic": 6,
+}
 CHAPTERS = sorted(path.stem for path in ROOT.glob("book/[0-9]*.ipynb"))
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "video": "src", "source": "src"}
 FACTS = """() => {

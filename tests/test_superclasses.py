@@ -371,7 +371,6 @@ def test_the_few_checkpoints_are_twelve():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (ROOT / "book/04_superclasses.ipynb").exists(), reason="the chapter is not in the book yet")
 def test_the_command_runs_the_chapter_with_another_network(tmp_path):
     out = tmp_path / "out.html"
     line = [sys.executable, "-m", "stiffkit", "chapter", "4", "--profile", "quick", "-o", str(out)]
