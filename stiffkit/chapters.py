@@ -471,7 +471,7 @@ class Rates(Planned):
 
     @property
     def series(self) -> list[list[Experiment]]:
-        """The one."""
+        """All rates and seeds are one series."""
         return [self.experiments]
 
 
