@@ -5,13 +5,11 @@ averaged over `WINDOW` checkpoints, never weights, and the loss that a window st
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 import xarray as xr
 
 WINDOW = 11  # checkpoints
-Values = TypeVar("Values", xr.DataArray, xr.Dataset)
 
 
 def places(losses: Sequence[float], epochs: float) -> list[str]:
@@ -25,7 +23,7 @@ def places(losses: Sequence[float], epochs: float) -> list[str]:
     return ["start", *(f"loss {loss:g}" for loss in losses), *(f"epoch {k}" for k in doubled), "end"]
 
 
-def at(values: Values, runs: xr.Dataset, place: str) -> Values:
+def at(values: xr.DataArray | xr.Dataset, runs: xr.Dataset, place: str) -> xr.DataArray | xr.Dataset:
     """Values averaged over the window of that name, without `images`.
 
     * start: the checkpoint before training alone.
@@ -55,7 +53,7 @@ def at(values: Values, runs: xr.Dataset, place: str) -> Values:
     return _mean(values, runs, nearest.where(away.min("images") < np.log(1.1)))
 
 
-def together(values: Values, runs: xr.Dataset, names: Sequence[str]) -> Values:
+def together(values: xr.DataArray | xr.Dataset, runs: xr.Dataset, names: Sequence[str]) -> xr.DataArray | xr.Dataset:
     """The averages over several windows, along `at`."""
     return xr.concat([at(values, runs, name) for name in names], "at").assign_coords(at=list(names))
 
@@ -81,7 +79,7 @@ def _fall(runs: xr.Dataset, level: float) -> tuple[xr.DataArray, xr.DataArray, x
     return (after - 1).where(fallen), after.where(fallen), share.where(fallen)
 
 
-def _mean(values: Values, runs: xr.Dataset, middle: xr.DataArray) -> Values:
+def _mean(values: xr.DataArray | xr.Dataset, runs: xr.Dataset, middle: xr.DataArray) -> xr.DataArray | xr.Dataset:
     """Mean over the window around a checkpoint, by its place; NaN where there is none."""
     first = (middle.fillna(0).astype(int) - WINDOW // 2).clip(min=0)
     window = first + xr.DataArray(np.arange(WINDOW), dims="window")
