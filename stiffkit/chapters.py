@@ -570,7 +570,7 @@ def own_of(dataset: str) -> dict[str, Any]:
 
 
 def rates_of(dataset: str, optimizer: str) -> dict[str, Any]:
-    """The same for chapters 5 and 6, with the rates and the stopping losses, which were chosen in a pilot."""
+    """The same for chapters 5 and 6, with the rates and the stopping losses, provisional until the pilot has run."""
     own = own_of(dataset) | {
         "learning_rates": ADAM if optimizer == "adam" else DESCENT,
         "stopping_losses": STOPPING[dataset],

@@ -8,7 +8,7 @@ import xarray as xr
 
 from stiffkit import claims, windows
 from stiffkit.chapters import LearningRate, ParameterError, Rates, rounded
-from stiffkit.endpoints import PROTOCOLS, protocol_places, slope_a_decade
+from stiffkit.endpoints import PROTOCOLS, protocol_places, rate_slope, slope_a_decade
 from stiffkit.measurement import SPOKEN
 from stiffkit.regimes import MEASURES, REGIMES
 from stiffkit.statistics import t_interval
@@ -115,7 +115,8 @@ def forest(
         return xr.Dataset({"mean": nothing, "low": nothing, "high": nothing})
     for title, runs in sets.items():
         for protocol in PROTOCOLS:
-            own = [slopes(runs, variable, regime, arithmetic, m, protocol).mean("at") for m in MEASURE_NAMES]
+            each = [rate_slope(runs, variable, measure, regime, protocol) for measure in MEASURE_NAMES]
+            own = [slope.sel(arithmetic=arithmetic) for slope in each]
             found.append(t_interval(xr.concat(own, "measure").assign_coords(measure=list(MEASURE_NAMES))))
             rows.append(f"{title}, {protocol}")
     return xr.concat(found, "row").assign_coords(row=rows)
@@ -130,7 +131,7 @@ def every_slope(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
                 for arithmetic in runs.arithmetic.values:
                     cells = {
                         f"{MEASURE_NAMES[measure]}, {protocol}": claims.over_seeds(
-                            slopes(runs, variable, regime, arithmetic, measure, protocol).mean("at"), 3
+                            rate_slope(runs, variable, measure, regime, protocol).sel(arithmetic=arithmetic), 3
                         )
                         for measure in MEASURE_NAMES
                         for protocol in PROTOCOLS
