@@ -410,20 +410,20 @@ class Superclasses(Series):
 
     @property
     def shuffled(self) -> list[Experiment]:
-        """The same with all labels permuted among themselves."""
-        return self._grouped(label_noise=1.0)
+        """The same with all labels permuted among themselves, measured before training and at the end alone."""
+        return self._grouped(label_noise=1.0, schedule="ends")
 
     @property
     def series(self) -> list[list[Experiment]]:
         """The runs, and on the embedded set those with permuted labels."""
         return [self.experiments, *([self.shuffled] if self.dataset == "hierarchy" else [])]
 
-    def _grouped(self, **fields: Any) -> list[Experiment]:
+    def _grouped(self, schedule: str = "few", **fields: Any) -> list[Experiment]:
         own = {"model": "cnn_v1", "epochs": 20.0, "points": SCALES[self.dataset].points, "seeds": 3}
         own |= {"epochs": 12.0} if self.model == "resnet20" else {}
         own |= {"model": "fc", "seeds": 2} if self.dataset == "hierarchy" else {}
         norm = {"batch_norm": True} if self.batch_norm else {}
-        return self._one_a_seed(own, schedule="few", attribution=False, every=0, **norm, **fields)
+        return self._one_a_seed(own, schedule=schedule, attribution=False, every=0, **norm, **fields)
 
 
 class Rates(Planned):

@@ -25,6 +25,7 @@ from stiffkit import checked_file
 from stiffkit.checked_file import ResultsError
 
 CELL = 2.0**-12  # resolution of recorded class matrices: a fiftieth of a cell's standard error, at half the size
+COARSE_CELL = 2.0**-10  # of more than twenty classes, whose cells have fewer points
 ATTRIBUTED = ("layer_", "share_", "pair_", "alive_", "padded_", "unclipped", "decile_")  # so begin attribution's names
 
 
@@ -280,9 +281,10 @@ def pack(name: str, patterns: Sequence[str], leave_out: Collection[str] = ()) ->
 
     Returns:
         The file: runs along `run`, the experiment and the provenance of each as JSON. Class matrices are
-        rounded to multiples of 1/4096, and those in other than exact arithmetic, by true class, or of more than
-        twenty classes, kept at the four stages alone; what attribution gives is rounded likewise; everything else is
-        kept as it was.
+        rounded to multiples of 1/4096, and those in other than exact arithmetic, or by true class, kept at the four
+        stages alone; what attribution gives is rounded likewise. Of more than twenty classes, matrices and similarities
+        of inputs are rounded to 1/1024, and matrices kept in exact arithmetic alone: of validation images at the four
+        stages, of other pairs at the first and the last. Everything else is kept as it was.
 
     Raises:
         ResultsError: if no run in the cache matches, or one is damaged.
@@ -306,20 +308,7 @@ def _order(item: tuple[str, xr.Dataset]) -> tuple[str, int]:
 
 
 def _packed(found: Sequence[xr.Dataset]) -> xr.Dataset:
-    from stiffkit.experiment import stages
-
-    slim = []
-    for run in found:
-        at_stages = run.images.isin(stages(run.images.values))
-        few = run.sizes.get("class_a", 0) <= 20
-        for name, kept in (
-            ("stiffness", at_stages | ((run.arithmetic == "exact") & few)),
-            ("true_stiffness", at_stages),
-        ):
-            if name in run:
-                run = run.assign({name: run[name].where(kept)})
-        coarse = [name for name in run.data_vars if name.endswith("stiffness") or name.startswith(ATTRIBUTED)]
-        slim.append(run.assign({name: (run[name] / CELL).round() * CELL for name in coarse}))
+    slim = [_slim(run) for run in found]
     own = [{k: v for k, v in run.attrs.items() if k not in ("experiment", "source")} for run in found]
     labels = {
         "experiment": ("run", [run.attrs["experiment"] for run in found]),
@@ -328,6 +317,22 @@ def _packed(found: Sequence[xr.Dataset]) -> xr.Dataset:
     bare = [run.drop_attrs() for run in slim]
     together = xr.concat(bare, "run", join="outer", data_vars="all", coords="minimal", compat="override")
     return together.assign(labels)
+
+
+def _slim(run: xr.Dataset) -> xr.Dataset:
+    from stiffkit.experiment import stages
+
+    exact, at_stages = run.arithmetic == "exact", run.images.isin(stages(run.images.values))
+    cell, matrices = CELL, at_stages | exact
+    if run.sizes.get("class_a", 0) > 20:
+        ends = run.images.isin(run.images[[0, -1]])
+        cell, matrices = COARSE_CELL, exact & at_stages & (ends | (run.regime == "val-val"))
+    for name, kept in (("stiffness", matrices), ("true_stiffness", at_stages)):
+        if name in run:
+            run = run.assign({name: run[name].where(kept)})
+    rounded = ("stiffness", "true_stiffness", *(["input_similarity"] if cell == COARSE_CELL else []))
+    coarse = [name for name in run.data_vars if name in rounded or name.startswith(ATTRIBUTED)]
+    return run.assign({name: (run[name] / cell).round() * cell for name in coarse})
 
 
 def _plain(attributes: dict) -> dict:

@@ -157,6 +157,13 @@ def test_the_sparse_schedule():
     assert set(training.images(60_000)) <= set(standard.images(60_000)), "runs of both can be put side by side"
 
 
+def test_the_few_and_the_ends():
+    training = Training(dataset="cifar100", model="cnn_v1", epochs=20, seed=1, schedule="few")
+    shares = [100_000, 150_000, 250_000, 420_000, 600_000, 800_000, 1_000_000]
+    assert training.images(50_000) == [0, 1_600, 12_500, 25_000, 50_000, *shares]
+    assert training.model_copy(update={"schedule": "ends"}).images(50_000) == [0, 1_000_000]
+
+
 def test_the_geometric_schedule():
     images = Training(dataset="mnist", model="fc", epochs=30, seed=1, schedule="geometric").images(60_000)
     assert (images[0], images[-1]) == (0, 1_800_000)

@@ -544,6 +544,35 @@ def test_the_recorded_file():
     assert content.within.notnull().all()
 
 
+def test_many_classes_are_packed_small():
+    shape = {"images": len(QUARTERS), "arithmetic": 2, "regime": 3, "class_a": 24, "class_b": 24}
+    random = np.random.default_rng(0)
+    run = xr.Dataset(
+        {
+            "stiffness": (list(shape), random.normal(size=list(shape.values()))),
+            "input_similarity": (list(shape)[2:], random.normal(size=list(shape.values())[2:])),
+        },
+        {
+            "images": QUARTERS,
+            "arithmetic": ["exact", "keras2019"],
+            "regime": ["train-train", "train-val", "val-val"],
+        },
+        a_run().attrs,
+    )
+    results.save(an_experiment(1), run)
+    content = results.load(results.pack("02_small", ["digits-*"])).isel(run=0)
+    kept = content.stiffness.notnull().all(["class_a", "class_b"])
+    assert not kept.sel(arithmetic="keras2019").any()
+    exact = kept.sel(arithmetic="exact")
+    assert content.images[exact.sel(regime="val-val")].values.tolist() == stages(QUARTERS)
+    for regime in ("train-train", "train-val"):
+        assert content.images[exact.sel(regime=regime)].values.tolist() == [QUARTERS[0], QUARTERS[-1]]
+    for name in ("stiffness", "input_similarity"):
+        scaled = 1024 * content[name].where(content[name].notnull(), 0)
+        np.testing.assert_array_equal(scaled, scaled.round())
+        np.testing.assert_allclose(content[name].where(content[name].notnull(), run[name]), run[name], atol=1 / 2000)
+
+
 def test_packing_twice_changes_nothing():
     path, _ = packed(1, 2)
     before = path.read_bytes()
