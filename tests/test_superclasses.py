@@ -356,13 +356,16 @@ def test_recorded_runs_are_whole_official_and_say_where_they_come_from(name):
         assert not run.input_similarity.isnull().any()
 
 
-def test_the_few_checkpoints_are_twelve():
+def test_checkpoints_are_few():
     for name in OWN:
         training = OWN[name].experiments()[0].training
         due = training.images(50_000)
-        assert len(due) == 12
-        assert due[:2] == [0, 1600]
+        assert len(due) == (2 if training.label_noise else 12)
+        assert due[0] == 0
         assert due[-1] == training.epochs * 50_000
+
+
+def test_batch_norm_is_resnets():
     with pytest.raises(ValueError, match="batch_norm"):
         Experiment.of(dataset="cifar100", model="cnn_v1", epochs=1, seed=1, batch_norm=True)
 
