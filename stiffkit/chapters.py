@@ -32,12 +32,13 @@ from stiffkit.superclasses import SUPERCLASSES
 from stiffkit.sweeps import Sweep
 
 ADAM = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)  # the first version's own rates (Fig 10)
+FEWER = {"digits": (3e-4, 1e-3, 3e-3), "cifar10": ADAM[2:]}
 DESCENT = (3e-2, 1e-1, 3e-1)
-STOPPING = {
+STOPPING = {  # chosen in pilots with seed 101: most rates come to all three of their set
     "digits": (1.0, 0.3, 0.1),
     "mnist": (0.3, 0.1, 0.03),
     "fashion_mnist": (0.5, 0.4, 0.3),
-    "cifar10": (1.0, 0.7, 0.4),
+    "cifar10": (1.4, 1.2, 1.0),
 }
 LAYERS = {"fc": 4, "cnn": 4, "cnn_v1": 5, "resnet20": 22}  # with weights
 FEW = 5_000  # images whose labels are memorised whole
@@ -570,13 +571,10 @@ def own_of(dataset: str) -> dict[str, Any]:
 
 
 def rates_of(dataset: str, optimizer: str) -> dict[str, Any]:
-    """The same for chapters 5 and 6, with the rates and the stopping losses, provisional until the pilot has run."""
-    own = own_of(dataset) | {
-        "learning_rates": ADAM if optimizer == "adam" else DESCENT,
-        "stopping_losses": STOPPING[dataset],
-    }
-    own |= {"cifar10": {"learning_rates": ADAM[2:], "epochs": 20.0}}.get(dataset, {}) if optimizer == "adam" else {}
-    return own | {"digits": {"learning_rates": (3e-4, 1e-3, 3e-3)}}.get(dataset, {})
+    """The same for chapters 5 and 6, with the rates and the stopping losses."""
+    own = own_of(dataset) | {"learning_rates": FEWER.get(dataset, ADAM), "stopping_losses": STOPPING[dataset]}
+    own |= {"epochs": 20.0, "points": 300} if dataset == "cifar10" else {}
+    return own | ({"learning_rates": DESCENT, "seeds": min(own["seeds"], 5)} if optimizer == "sgd" else {})
 
 
 def _known_arithmetic(value: str, but: tuple[str, ...] = ()) -> str:

@@ -34,8 +34,10 @@ from stiffkit.claims import (
 from stiffkit.endpoints import ALLOWED, QUANTITIES
 from stiffkit.experiment import Experiment
 from stiffkit.measurement import MEASUREMENT_VERSION
+from stiffkit.spaces import JUDGED
 from stiffkit.superclasses import classes_of
 from stiffkit.training import TRAINING_VERSION
+from stiffkit.windows import places
 
 ATTRIBUTED = {  # what the quantities of chapters 3, 4 and 8 take
     **{
@@ -123,7 +125,8 @@ def test_the_committed_ledger_loads(monkeypatch):
     ledger = claims.read()
     assert len({claim.id for claim in ledger.claims}) == len(ledger.claims) >= 15
     for wanted in ledger.runs.values():
-        assert [e.training.seed for e in wanted.experiments()] == list(range(1, wanted.seeds + 1))
+        found = [e.training.seed for e in wanted.experiments()]
+        assert found == [k for k in range(1, wanted.seeds + 1) for _ in wanted.of_seed(k)]
     for claim in ledger.claims:
         assert claim.v1 or claim.v2 or claim.v3 or claim.ours
         assert str(claim.criterion)
@@ -503,9 +506,36 @@ def test_a_run_without_the_number_is_inconclusive():
     assert judge(a_claim(), {"digits": made_up([math.nan] * 5)}).verdict == INCONCLUSIVE
 
 
+def at_rates(runs, random):
+    """The same at two learning rates, with curves and lines in windows at losses and epochs."""
+    labels = {"seed": runs.seed.values, "learning_rate": [1e-4, 1e-3], "at": places([0.3, 0.1, 0.03], 30)}
+    labels |= {"space": ["input", "layer 1", "output"], "arithmetic": list(JUDGED), "measure": ["sign", "cos"]}
+    labels |= {"pairs": ["same class", "different classes"], "of": ["pooled", "0", "1"], "end": ["near", "far"]}
+    labels |= {"coefficient": ["intercept", "slope"], "distance": np.linspace(0.05, 1.95, 20)}
+
+    def uniform(low, high, *dims):
+        return xr.DataArray(
+            random.uniform(low, high, [len(labels[d]) for d in dims]), {d: labels[d] for d in dims}, dims
+        )
+
+    everywhere = ("seed", "learning_rate", "at", "space", "arithmetic", "measure")
+    found = runs[["within", "between", "epochs"]].sel(arithmetic=list(JUDGED))
+    found = found * uniform(0.5, 1, "seed", "learning_rate")
+    loss = np.exp(-runs.epochs * xr.DataArray([0.3, 0.5], {"learning_rate": labels["learning_rate"]}))
+    curve = uniform(0.2, 1, *everywhere, "pairs") - xr.DataArray(labels["distance"], {"distance": labels["distance"]})
+    return found.assign(
+        epochs=runs.epochs,
+        loss=loss.expand_dims(split=["train"]),
+        line=uniform(-1, 1, *everywhere, "of", "coefficient"),
+        observed=uniform(0.1, 0.9, "seed", "learning_rate", "at", "space", "end"),
+        curve=curve,
+        count=xr.full_like(curve.isel(arithmetic=0, measure=0, drop=True), 100),
+    )
+
+
 @pytest.mark.slow
 def test_every_committed_claim_can_be_judged(monkeypatch):
-    """From runs of the standard schedule, with numbers drawn at random, and with what chapters 3, 4 and 8 measure."""
+    """From runs of the standard schedule, with numbers drawn at random, and with what all chapters measure."""
     monkeypatch.delenv("STIFFKIT_BOOK", raising=False)
     ledger, random = claims.read(), np.random.default_rng(0)
     images = Experiment.of(dataset="mnist", model="fc", epochs=30, seed=1).training.images(60_000)
@@ -525,7 +555,8 @@ def test_every_committed_claim_can_be_judged(monkeypatch):
         runs[name] = xr.DataArray(random.uniform(size=[len(labels[d]) for d in dims]), {d: labels[d] for d in dims})
     runs["loss"] = (runs.epochs - 12) ** 2 + xr.DataArray([1.0, 2.0], {"split": ["train", "validation"]}, "split")
     runs.attrs["classes"] = json.dumps(classes_of("hierarchy"))
-    judgements = judge_all(ledger, dict.fromkeys(ledger.runs, runs))
+    rates = at_rates(runs, random)
+    judgements = judge_all(ledger, {name: rates if wanted.axes else runs for name, wanted in ledger.runs.items()})
     assert [j.claim for j in judgements] == list(ledger.claims)
     for judgement in judgements:
         assert NOT_RUN not in judgement.by_dataset.values()
