@@ -1,7 +1,6 @@
 """One function a figure: data first, axes last and returned, nothing shown."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from textwrap import fill
 from typing import Any
@@ -14,39 +13,14 @@ import xarray as xr
 from stiffkit.endpoints import onset
 from stiffkit.measurement import SPOKEN
 from stiffkit.statistics import t_interval
+from stiffkit.style import BLUE, GREEN, GREY, ORANGE, in_a_row, legend_above, styled
 from stiffkit.superclasses import KINDS
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#737373"  # told apart with every kind of colour vision
 TICKS = [-1, -0.5, -0.25, -0.05, 0, 0.05, 0.25, 0.5, 1]
 DIVERGING = "RdBu"  # blue above zero (a step helps), red below (it hurts)
-STYLE = {
-    "figure.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.titley": 1.0,  # as it would be found, which takes a third of the time of a drawing
-}
 
 
-def _styled(plot: Callable) -> Callable:
-    @wraps(plot)
-    def styled(*args: Any, **kwargs: Any) -> Any:
-        before = {
-            name: mpl.rcParams[name] for name in STYLE
-        }  # rc_context would also undo a notebook's interactive mode
-        mpl.rcParams.update(STYLE)
-        try:
-            return plot(*args, **kwargs)
-        finally:
-            mpl.rcParams.update(before)
-
-    return styled
-
-
-@_styled
+@styled
 def step_map(change: xr.DataArray, labels: xr.DataArray, point: tuple[float, float], axes: Any = None) -> np.ndarray:
     """Where in the plane one step on one point lowered the loss, raised it, or left it alone.
 
@@ -62,9 +36,7 @@ def step_map(change: xr.DataArray, labels: xr.DataArray, point: tuple[float, flo
 
     """
     stages = change.toy_stage.values
-    if axes is None:
-        _, axes = plt.subplots(1, len(stages), figsize=(5.6, 3.2), sharey=True, squeeze=False)
-    axes = np.ravel(axes)
+    axes = in_a_row(axes, len(stages), 3.2, sharey=True)
     norm = mpl.colors.SymLogNorm(linthresh=0.01, linscale=0.3, vmin=-1, vmax=1, base=10)
     for ax, stage in zip(axes, stages, strict=True):
         panel = change.sel(toy_stage=stage)
@@ -82,7 +54,7 @@ def step_map(change: xr.DataArray, labels: xr.DataArray, point: tuple[float, flo
     return axes
 
 
-@_styled
+@styled
 def step_checks(results: xr.Dataset, learning_rate: float, axes: Any = None) -> np.ndarray:
     """Real steps against inner products: the relative error, and how often the sign is right.
 
@@ -122,7 +94,7 @@ def step_checks(results: xr.Dataset, learning_rate: float, axes: Any = None) -> 
     return np.asarray(axes)
 
 
-@_styled
+@styled
 def class_matrices(
     C: xr.DataArray, columns: str, rows: str | None = None, classes: Sequence[str] | None = None, axes: Any = None
 ) -> np.ndarray:
@@ -160,7 +132,7 @@ def class_matrices(
     return axes
 
 
-@_styled
+@styled
 def grouped_matrices(C: xr.DataArray, axes: Any = None) -> np.ndarray:
     """Class matrices of many classes, ordered by superclass, whose names are at the edge and between which lines run.
 
@@ -203,7 +175,7 @@ def grouped_matrices(C: xr.DataArray, axes: Any = None) -> np.ndarray:
     return axes
 
 
-@_styled
+@styled
 def superclass_blocks(C: xr.DataArray, axes: Any = None) -> np.ndarray:
     """The cells between the classes of each superclass, a small matrix each, classes named on the left.
 
@@ -234,7 +206,7 @@ def superclass_blocks(C: xr.DataArray, axes: Any = None) -> np.ndarray:
     return axes[: len(groups)]
 
 
-@_styled
+@styled
 def grouping_histograms(tests: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
     """The difference that true superclasses make, against that of random groups of the same sizes, a panel a stage.
 
@@ -257,8 +229,7 @@ def grouping_histograms(tests: Mapping[str, xr.Dataset], axes: Any = None) -> np
         ax.set_xlabel("one superclass less different ones", fontsize=8)
     for ax in axes[len(tests) :]:
         ax.set_visible(False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    legend_above(axes[0])
     return axes
 
 
@@ -271,7 +242,7 @@ def _spoken(name: str) -> str:
     return str(name).replace("_", " ")
 
 
-@_styled
+@styled
 def by_layer(within: xr.DataArray, between: xr.DataArray, axes: Any = None) -> np.ndarray:
     """Within- and between-class stiffness of each layer, one panel a setting; cosine filled, sign hollow.
 
@@ -305,8 +276,7 @@ def by_layer(within: xr.DataArray, between: xr.DataArray, axes: Any = None) -> n
         ax.set_xlabel("layer")
     for ax in axes[:, 0]:
         ax.set_ylabel("stiffness")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    axes[0, 0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    legend_above(axes[0, 0])
     return axes
 
 
@@ -321,7 +291,7 @@ LOOKS = {  # regimes and arithmetics: colour and line
 DOTS = {"exact": ("black", "o"), "float32": (ORANGE, "s"), "keras2019": (BLUE, "^"), "own": (GREEN, "D")}
 
 
-@_styled
+@styled
 def evolution(runs: xr.Dataset, arithmetic: str = "exact", axes: Any = None) -> np.ndarray:
     """Loss and accuracy, and stiffness within and between classes in the three regimes, against images seen.
 
@@ -358,7 +328,7 @@ def evolution(runs: xr.Dataset, arithmetic: str = "exact", axes: Any = None) -> 
     return axes
 
 
-@_styled
+@styled
 def arithmetics(runs: xr.Dataset, regime: str = "train-train", axes: Any = None) -> np.ndarray:
     """The same checkpoints in several arithmetics: within and between by sign, what is past the gap, what is wrong.
 
@@ -391,7 +361,7 @@ def arithmetics(runs: xr.Dataset, regime: str = "train-train", axes: Any = None)
     return axes
 
 
-@_styled
+@styled
 def overview(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str = "train-val", axes: Any = None) -> Any:
     """Within and between against images seen, a panel a set of runs: exact solid, clipped dotted, onset marked.
 
@@ -410,7 +380,7 @@ def overview(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str 
     return _small_multiples(sets, measure, regime, looks, axes)
 
 
-@_styled
+@styled
 def related(sets: Mapping[str, xr.Dataset], measure: str = "sign", regime: str = "val-val", axes: Any = None) -> Any:
     """Means within a class, within a superclass and between superclasses against images seen, a panel a set of runs.
 
@@ -449,12 +419,11 @@ def _small_multiples(
         _through_training(ax, runs, fill(title, 32))
     for ax in axes[::2]:
         ax.set_ylabel("stiffness, " + ("cosine" if measure == "cos" else "sign"))
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    legend_above(axes[0])
     return axes
 
 
-@_styled
+@styled
 def beside(sets: Mapping[str, xr.Dataset], arithmetic: str = "exact", axes: Any = None) -> np.ndarray:
     """Sign stiffness within classes (above) and between (below) of several sets of runs, a column a regime.
 
@@ -481,12 +450,11 @@ def beside(sets: Mapping[str, xr.Dataset], arithmetic: str = "exact", axes: Any 
             if kind == "between":
                 _images(ax, longest)
         row[0].set_ylabel(f"{kind} classes, sign")
-    handles, labels = row[0].get_legend_handles_labels()
-    row[0].figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8)
+    legend_above(row[0], 3)
     return np.asarray(axes)
 
 
-@_styled
+@styled
 def curves(
     panels: Mapping[str, Mapping[str, xr.DataArray]],
     runs: xr.Dataset,
@@ -502,9 +470,7 @@ def curves(
         bounds: that the bands keep to.
 
     """
-    if axes is None:
-        _, axes = plt.subplots(1, len(panels), figsize=(5.6, 3.4), squeeze=False)
-    axes = np.ravel(axes)
+    axes = in_a_row(axes, len(panels), 3.4)
     looks = ((BLUE, "-"), (ORANGE, "--"), (GREEN, "-."), ("black", ":"), (GREY, "-"))
     for ax, (title, chosen) in zip(axes, panels.items(), strict=True):
         for look, (name, values) in zip(looks, chosen.items(), strict=False):
@@ -514,7 +480,7 @@ def curves(
     return axes
 
 
-@_styled
+@styled
 def doses(sets: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
     """What the arithmetic changes against images past the gap: within classes above, between below, a column a set.
 
@@ -548,12 +514,11 @@ def doses(sets: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
             ax.autoscale_view()
     for ax, kind in zip(np.reshape(axes, (2, -1))[:, 0], ("within", "between"), strict=True):
         ax.set_ylabel(f"{kind} classes, sign")
-    handles, labels = np.ravel(axes)[0].get_legend_handles_labels()
-    np.ravel(axes)[0].figure.legend(handles, labels, loc="outside upper center", ncols=1, fontsize=8)
+    legend_above(np.ravel(axes)[0], 1)
     return np.asarray(axes)
 
 
-@_styled
+@styled
 def trained_and_measured(sets: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
     """Means and 95 % t intervals over seeds within and between classes: a row a training loss, a mark a measurement.
 
@@ -583,12 +548,11 @@ def trained_and_measured(sets: Mapping[str, xr.Dataset], axes: Any = None) -> np
     axes[0].set_xlim(-0.1, 1.1)
     axes[0].set_yticks(range(len(sets)), [f"trained with\n{name}" for name in sets])
     axes[0].set_ylim(len(sets) - 0.5, -0.5)
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    legend_above(axes[0])
     return axes
 
 
-@_styled
+@styled
 def taken_apart(sets: Mapping[str, xr.Dataset], regime: str = "train-train", axes: Any = None) -> np.ndarray:
     """Sign stiffness within classes by layer (above) and by right and wrong images (below), a column a set of runs.
 

@@ -10,7 +10,8 @@ import pytest
 import xarray as xr
 from matplotlib.colors import to_hex, to_rgba
 
-from stiffkit import plots
+from stiffkit import plots, rate_plots
+from stiffkit.distances import pooled
 from stiffkit.endpoints import onset
 from stiffkit.statistics import t_interval
 
@@ -109,7 +110,32 @@ TESTS = {
 }
 RELATED = RUNS.assign(related=RUNS.within / 2, unrelated=RUNS.between)
 
-DATA = (CHANGE, PLACES, CHECKS, MATRICES, WITHIN, BETWEEN, RUNS)
+RATES = {"at": ["loss 0.3", "loss 0.1"], "learning_rate": [1e-5, 1e-4, 1e-3], "seed": [1, 2, 3]}
+AT_RATES = array(tuple(RATES), **RATES).where(lambda a: (a["at"] == "loss 0.3") | (a.learning_rate > 1e-5))
+AT_LOSSES = array(("loss", "learning_rate", "seed"), loss=[1.0, 0.5, 0.1], **RATES)
+ESTIMATES = xr.Dataset({k: array(("row", "measure"), row=list("abcdef"), measure=["cos", "sign"]) for k in ("mean",)})
+ESTIMATES = ESTIMATES.assign(low=ESTIMATES["mean"] - 0.1, high=ESTIMATES["mean"] + 0.2)
+GAPS = array((*RATES, "quantile"), quantile=[0, 0.05, 0.25, 0.5, 0.75, 0.95, 1], **RATES)
+DISTANCES = np.linspace(0.05, 1.95, 20)
+FALLING = xr.DataArray(
+    [[1 - DISTANCES, 0.5 - DISTANCES]] * 2,
+    {"space": ["input", "layer 1"], "pairs": ["same class", "different classes"], "distance": DISTANCES},
+    ("space", "pairs", "distance"),
+)
+CURVES = pooled(xr.Dataset({"stiffness": FALLING, "count": xr.full_like(FALLING, 100)}), 20)
+LENGTHS = xr.Dataset(
+    {
+        name: abs(array(("at", "space", "learning_rate"), space=["input", "layer 1", "output"], **RATES))
+        for name in ("value", "low", "high")
+    }
+)
+LENGTHS["censored"] = xr.where(0 * LENGTHS.value + LENGTHS.learning_rate > 1e-4, "above", "")
+THROUGH = {
+    title: LENGTHS.isel(space=k, drop=True).assign_coords(at=[1.0, 2.0]).rename(at="epochs")
+    for k, title in enumerate(("line", "half"))
+}
+
+DATA = (CHANGE, PLACES, CHECKS, MATRICES, WITHIN, BETWEEN, RUNS, AT_RATES, AT_LOSSES, ESTIMATES, GAPS, CURVES, LENGTHS)
 
 CALLS = {
     "evolution": lambda **options: plots.evolution(RUNS, **options),
@@ -126,6 +152,19 @@ CALLS = {
     "superclass_blocks": lambda **options: plots.superclass_blocks(GROUPED.isel(stage=-1), **options),
     "grouping_histograms": lambda **options: plots.grouping_histograms(TESTS, **options),
     "related": lambda **options: plots.related({"CNN": RELATED, "ResNet20": RELATED.isel(seed=[0])}, **options),
+    "against_rate": lambda **options: rate_plots.against_rate(
+        {"cosine": {"equal loss": AT_RATES, "equal epoch": AT_RATES}}, **options
+    ),
+    "against_loss": lambda **options: rate_plots.against_loss(
+        {"cosine": AT_LOSSES, "sign": AT_LOSSES}, [0.3], **options
+    ),
+    "forest": lambda **options: rate_plots.forest(ESTIMATES, "change", **options),
+    "quantiles_at_loss": lambda **options: rate_plots.quantiles_at_loss(GAPS, **options),
+    "by_distance": lambda **options: rate_plots.by_distance(CURVES, "sign", **options),
+    "lengths_through_training": lambda **options: rate_plots.lengths_through_training(THROUGH, **options),
+    "lengths_against_rate": lambda **options: rate_plots.lengths_against_rate(
+        LENGTHS, {"input": [0.3, 0.3, 0.1]}, **options
+    ),
     "step_map": lambda **options: plots.step_map(CHANGE, PLACES, (0.3, -0.2), **options),
     "step_checks": lambda **options: plots.step_checks(CHECKS, 1e-3, **options),
     "class_matrices": lambda **options: plots.class_matrices(MATRICES, "stage", "measure", **options),
@@ -144,6 +183,13 @@ PANELS = {
     "related": (1, 2),
     "trained_and_measured": (1, 2),
     "taken_apart": (2, 2),
+    "against_rate": (1, 2),
+    "against_loss": (1, 2),
+    "forest": (1, 1),
+    "quantiles_at_loss": (1, 2),
+    "by_distance": (2, 2),
+    "lengths_through_training": (1, 2),
+    "lengths_against_rate": (1, 3),
     "step_map": (1, 2),
     "step_checks": (1, 2),
     "class_matrices": (2, 2),
@@ -162,7 +208,7 @@ def _closed():
 def axes_for(name):
     """Axes of one's own: in a line where the function takes a line, else (rows, columns)."""
     rows, columns = PANELS[name]
-    return plt.subplots(rows, columns, squeeze=rows == 1)[1]
+    return np.squeeze(plt.subplots(rows, columns, squeeze=False)[1], axis=0 if rows == 1 else ())
 
 
 def lines(ax):
@@ -180,7 +226,8 @@ def visible_texts(figure):
 
 
 def test_every_figure_is_tested():
-    public = {name for name, value in vars(plots).items() if callable(value) and value.__module__ == plots.__name__}
+    modules = (plots, rate_plots)
+    public = {name for m in modules for name, v in vars(m).items() if callable(v) and v.__module__ == m.__name__}
     assert {name for name in public if not name.startswith("_")} == set(CALLS)
 
 
@@ -594,3 +641,78 @@ def test_taken_apart_shows_layers_and_pairs_around_the_whole():
             np.testing.assert_allclose(shown["whole gradient, all pairs"][1], here.within.sel(arithmetic="exact"))
     (legend,) = axes[0, 0].figure.legends
     assert {"layer 3", "both wrong", "whole gradient, all pairs"} <= {text.get_text() for text in legend.get_texts()}
+
+
+# Learning rates and distance
+
+
+def test_against_rate_leaves_out_rates_that_a_seed_does_not_reach():
+    for ax, protocol in zip(CALLS["against_rate"]().flat, ("equal loss", "equal epoch"), strict=True):
+        shown = lines(ax)
+        assert (ax.get_title(), ax.get_xscale()) == (protocol, "log")
+        for place, rates in (("loss 0.3", RATES["learning_rate"]), ("loss 0.1", RATES["learning_rate"][1:])):
+            own = AT_RATES.sel(at=place, learning_rate=rates).mean("seed")
+            np.testing.assert_allclose(shown[place], [rates, own])
+
+
+def test_against_loss_falls_to_the_right_and_marks_stopping_losses():
+    ax = CALLS["against_loss"]()[0]
+    assert ax.get_xlim()[0] > 1 > 0.1 > ax.get_xlim()[1]
+    shown = lines(ax)
+    np.testing.assert_allclose(shown["0.0001"], [AT_LOSSES.loss, AT_LOSSES.sel(learning_rate=1e-4).mean("seed")])
+    assert [0.3, 0.3] in [list(x) for x, _ in shown.values()]
+
+
+def test_forest_shows_cosines_over_signs_in_the_order_of_rows():
+    (ax,) = CALLS["forest"]()
+    assert [t.get_text() for t in ax.get_yticklabels()] == list("abcdef")
+    dots = {c.get_label(): c for c in ax.collections if c.get_label() in ("cosine", "sign")}
+    for name, measure in (("cosine", "cos"), ("sign", "sign")):
+        x, y = dots[name].get_offsets().T
+        np.testing.assert_allclose(x, ESTIMATES["mean"].sel(measure=measure))
+        assert (np.diff(y) < 0).all()
+    bars = [c for c in ax.collections if isinstance(c, mpl.collections.LineCollection)]
+    np.testing.assert_allclose(
+        bars[0].get_segments()[0][:, 0],
+        ESTIMATES[["low", "high"]].isel(row=0).sel(measure="cos").to_array(),
+    )
+
+
+def test_figures_of_no_recorded_run_say_so():
+    nothing = ESTIMATES.isel(row=slice(0))
+    for axes in (rate_plots.against_rate({}), rate_plots.forest(nothing, "change")):
+        assert axes.flat[0].get_title() == "no recorded run"
+
+
+def test_quantiles_at_loss_shows_medians_and_says_what_is_not_reached():
+    axes = rate_plots.quantiles_at_loss(GAPS.where(GAPS["at"] == "loss 0.3"))
+    np.testing.assert_allclose(lines(axes[0])["median"][1], GAPS.sel(at="loss 0.3", quantile=0.5).mean("seed"))
+    assert [text.get_text() for text in axes[1].texts] == ["not reached"]
+
+
+def test_by_distance_marks_where_curves_fall_to_zero():
+    axes = CALLS["by_distance"]()
+    for row, space in zip(axes, CURVES.space.values, strict=True):
+        here, shown = CURVES.sel(space=space), lines(row[0])
+        np.testing.assert_allclose(shown["all"][1], here.stiffness.sel(pairs="all"))
+        np.testing.assert_allclose(shown["all, by classes alone"][1], here.null)
+        marks = {line.get_marker(): line.get_xdata() for line in row[0].get_lines() if len(line.get_xdata()) == 1}
+        assert marks["o"][0] == pytest.approx(0.75)
+        np.testing.assert_allclose(lines(row[1])[0][1], here.stiffness.sel(pairs="all") - here.null)
+
+
+@pytest.mark.parametrize("name", ["lengths_through_training", "lengths_against_rate"])
+def test_bounds_are_hollow_triangles(name):
+    ax = CALLS[name]()[0]
+    hollow = [
+        c for c in ax.collections if isinstance(c, mpl.collections.PathCollection) and not c.get_facecolor()[:, 3].any()
+    ]
+    bounds = np.concatenate([c.get_offsets() for c in hollow])
+    own = LENGTHS.value.sel(space="input", learning_rate=1e-3)
+    np.testing.assert_allclose(np.sort(bounds[:, 1]), np.sort(own))
+
+
+def test_lengths_against_rate_shows_what_a_paper_reports_where_it_does():
+    axes = CALLS["lengths_against_rate"]()
+    np.testing.assert_allclose(lines(axes[0])["first version"], [RATES["learning_rate"], [0.3, 0.3, 0.1]])
+    assert "first version" not in lines(axes[1])

@@ -1,4 +1,4 @@
-"""Figures of chapters 5 and 6, to be moved to stiffkit/plots.py with their tests."""
+"""The figures of chapters 5 and 6, one function each: data first, axes last and returned, nothing shown."""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -9,11 +9,14 @@ import numpy as np
 import xarray as xr
 
 from stiffkit.distances import crossing
-from stiffkit.plots import BLUE, GREEN, GREY, ORANGE, _styled
 from stiffkit.statistics import t_interval
+from stiffkit.style import BLUE, GREEN, GREY, ORANGE, WIDTH, in_a_row, legend_above, shades, styled
+
+NOTHING = "no recorded run"
+PAIRS = {"same class": (GREEN, "-."), "different classes": (ORANGE, "--"), "all": (BLUE, "-")}
 
 
-@_styled
+@styled
 def against_rate(panels: Mapping[str, Mapping[str, xr.DataArray]], axes: Any = None) -> np.ndarray:
     """Values against the learning rate with 95 % t intervals over seeds, a curve a window.
 
@@ -25,32 +28,37 @@ def against_rate(panels: Mapping[str, Mapping[str, xr.DataArray]], axes: Any = N
         The axes. A rate of which a seed has no such window is left out of that curve.
 
     """
-    columns = list(next(iter(panels.values())))
+    columns = len(next(iter(panels.values()))) if panels else 1
     if axes is None:
-        _, axes = plt.subplots(
-            len(panels), len(columns), figsize=(5.6, 0.8 + 2.3 * len(panels)), sharex=True, sharey="row", squeeze=False
-        )
-    for row, (name, protocols) in zip(axes, panels.items(), strict=True):
+        size = (WIDTH, 0.8 + 2.3 * max(len(panels), 1))
+        _, axes = plt.subplots(max(len(panels), 1), columns, figsize=size, sharex=True, sharey="row", squeeze=False)
+    axes = np.reshape(axes, (-1, columns))
+    for row, (name, protocols) in zip(axes, panels.items(), strict=False):
         for ax, (protocol, values) in zip(row, protocols.items(), strict=True):
-            shades = plt.colormaps["viridis"](np.linspace(0, 0.85, values.sizes["at"]))
-            for k, (colour, place) in enumerate(zip(shades, values["at"].values, strict=True)):
-                whole = values.sel(at=place).dropna("learning_rate", how="any")
-                interval = t_interval(whole)
-                ax.plot(whole.learning_rate, interval["mean"], "osD^v<"[k % 6], linestyle="-", color=colour,
-                        markersize=4, linewidth=1.2, label=str(place))  # fmt: skip
-                ax.vlines(whole.learning_rate, interval.low, interval.high, color=colour, linewidth=1.2)
-            ax.axhline(0, color=GREY, linewidth=0.7)
-            ax.set_xscale("log")
-            if name == next(iter(panels)):
-                ax.set_title(protocol)
+            _windows(ax, values)
+            ax.set_title(protocol if name == next(iter(panels)) else "")
         row[0].set_ylabel(fill(name, 24))
     for ax in axes[-1]:
         ax.set_xlabel("learning rate")
-        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
-    return np.asarray(axes)
+        if panels:
+            ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
+        else:
+            ax.set_title(NOTHING)
+    return axes
 
 
-@_styled
+def _windows(ax: Any, values: xr.DataArray) -> None:
+    for k, (colour, place) in enumerate(zip(shades("viridis", values.sizes["at"]), values["at"].values, strict=True)):
+        whole = values.sel(at=place).dropna("learning_rate", how="any")
+        interval = t_interval(whole)
+        look = {"color": colour, "marker": "osD^v<"[k % 6], "markersize": 4, "linewidth": 1.2, "label": str(place)}
+        ax.plot(whole.learning_rate, interval["mean"], "-", **look)
+        ax.vlines(whole.learning_rate, interval.low, interval.high, color=colour, linewidth=1.2)
+    ax.axhline(0, color=GREY, linewidth=0.7)
+    ax.set_xscale("log")
+
+
+@styled
 def against_loss(panels: Mapping[str, xr.DataArray], losses: Sequence[float] = (), axes: Any = None) -> np.ndarray:
     """Stiffness against the training loss, which falls to the right, a curve a learning rate, mean and band over seeds.
 
@@ -60,12 +68,9 @@ def against_loss(panels: Mapping[str, xr.DataArray], losses: Sequence[float] = (
         axes: one a panel; made if left out.
 
     """
-    if axes is None:
-        _, axes = plt.subplots(1, len(panels), figsize=(5.6, 3.2), squeeze=False)
-    axes = np.ravel(axes)
+    axes = in_a_row(axes, len(panels), 3.2)
     for ax, (measure, values) in zip(axes, panels.items(), strict=True):
-        shades = plt.colormaps["plasma"](np.linspace(0, 0.85, values.sizes["learning_rate"]))
-        for colour, rate in zip(shades, values.learning_rate.values, strict=True):
+        for colour, rate in _by_rate(values):
             whole = values.sel(learning_rate=rate).dropna("loss", how="any")
             interval = t_interval(whole)
             ax.plot(whole.loss, interval["mean"], color=colour, linewidth=1.4, label=f"{rate:g}")
@@ -77,13 +82,12 @@ def against_loss(panels: Mapping[str, xr.DataArray], losses: Sequence[float] = (
         ax.set(xscale="log", xlabel="training loss", title=measure)
         ax.set_xlim(float(known.max()) * 1.1, float(known.min()) / 1.1)
     axes[0].set_ylabel("stiffness between classes")
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=8, title="learning rate")
+    legend_above(axes[0], 5, title="learning rate")
     return axes
 
 
-@_styled
-def forest(estimates: xr.Dataset, xlabel: str, axes: Any = None) -> Any:
+@styled
+def forest(estimates: xr.Dataset, xlabel: str, axes: Any = None) -> np.ndarray:
     """Means with intervals, a line a row: cosines filled, signs beside them hollow.
 
     Args:
@@ -92,22 +96,21 @@ def forest(estimates: xr.Dataset, xlabel: str, axes: Any = None) -> Any:
         axes: one; made if left out.
 
     """
-    if axes is None:
-        _, axes = plt.subplots(figsize=(5.6, 0.9 + 0.5 * estimates.sizes["row"]))
+    axes = in_a_row(axes, 1, 0.9 + 0.5 * estimates.sizes["row"])
     places = np.arange(estimates.sizes["row"])[::-1]
     for measure, shift, colour, face in (("cos", 0.12, BLUE, BLUE), ("sign", -0.12, ORANGE, "none")):
         own = estimates.sel(measure=measure)
-        axes.hlines(places + shift, own.low, own.high, color=colour, linewidth=1.6)
-        axes.scatter(own["mean"], places + shift, 28, marker="o", facecolors=face, edgecolors=colour, zorder=3,
-                     label={"cos": "cosine", "sign": "sign"}[measure])  # fmt: skip
-    axes.axvline(0, color=GREY, linewidth=0.7)
-    axes.set_yticks(places, estimates.row.values)
-    axes.set(xlabel=xlabel, ylim=(-0.6, len(places) - 0.4))
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2 - 0.6 / max(len(places), 1)), ncols=2)
+        look = {"facecolors": face, "edgecolors": colour, "label": {"cos": "cosine", "sign": "sign"}[measure]}
+        axes[0].hlines(places + shift, own.low, own.high, color=colour, linewidth=1.6)
+        axes[0].scatter(own["mean"], places + shift, 28, marker="o", zorder=3, **look)
+    axes[0].axvline(0, color=GREY, linewidth=0.7)
+    axes[0].set_yticks(places, estimates.row.values)
+    axes[0].set(xlabel=xlabel, ylim=(-0.6, max(len(places), 1) - 0.4), title="" if len(places) else NOTHING)
+    legend_above(axes[0])
     return axes
 
 
-@_styled
+@styled
 def quantiles_at_loss(gaps: xr.DataArray, axes: Any = None) -> np.ndarray:
     """Quantiles of the logit gap against the learning rate, a panel a stopping loss: median, quartiles, 5 and 95 %.
 
@@ -116,28 +119,26 @@ def quantiles_at_loss(gaps: xr.DataArray, axes: Any = None) -> np.ndarray:
         axes: one a window; made if left out.
 
     """
-    if axes is None:
-        _, axes = plt.subplots(1, gaps.sizes["at"], figsize=(5.6, 2.6), sharey=True, squeeze=False)
-    axes = np.ravel(axes)
+    axes = in_a_row(axes, gaps.sizes["at"], 2.6, sharey=True)
+    rates = gaps.learning_rate.values
     for ax, place in zip(axes, gaps["at"].values, strict=True):
         own = gaps.sel(at=place).dropna("learning_rate", how="any").mean("seed")
         for low, high, alpha in ((0.05, 0.95, 0.2), (0.25, 0.75, 0.35)):
-            ax.fill_between(own.learning_rate, *(own.sel(quantile=q) for q in (low, high)), color=BLUE, alpha=alpha,
-                            linewidth=0, label=f"{100 * low:.0f} to {100 * high:.0f} %")  # fmt: skip
+            ends = (own.sel(quantile=q) for q in (low, high))
+            look = {"color": BLUE, "alpha": alpha, "linewidth": 0, "label": f"{100 * low:.0f} to {100 * high:.0f} %"}
+            ax.fill_between(own.learning_rate, *ends, **look)
         ax.plot(own.learning_rate, own.sel(quantile=0.5), "o-", color=BLUE, markersize=3, label="median")
         ax.axhline(16, color=ORANGE, linestyle=":", linewidth=1, label="16: clipped")
         ax.axhline(0, color=GREY, linewidth=0.7)
-        rates = gaps.learning_rate.values
         ax.set(xscale="log", title=str(place), xlabel="learning rate", xlim=(rates.min() / 1.5, rates.max() * 1.5))
         if not own.sizes["learning_rate"]:
             ax.text(0.5, 0.5, "not reached", transform=ax.transAxes, ha="center", fontsize=8)
     axes[0].set_ylabel("logit gap")
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+    legend_above(axes[0], 4)
     return axes
 
 
-@_styled
+@styled
 def by_distance(curves: xr.Dataset, measure: str, axes: Any = None) -> np.ndarray:
     """Stiffness against distance, a row a space: pairs and what classes alone would give, then the difference.
 
@@ -146,37 +147,42 @@ def by_distance(curves: xr.Dataset, measure: str, axes: Any = None) -> np.ndarra
         measure: "sign" or "cosine", for the labels.
         axes: (spaces, 2) of them; made if left out.
 
+    Returns:
+        The axes. A dot marks where all pairs first fall to zero, a cross where what classes alone give does.
+
     """
     spaces = curves.space.values
     if axes is None:
-        _, axes = plt.subplots(len(spaces), 2, figsize=(5.6, 0.7 + 1.5 * len(spaces)), sharex=True, sharey="col")
-    looks = {"same class": (GREEN, "-."), "different classes": (ORANGE, "--"), "all": (BLUE, "-")}
-    for row, space in zip(np.reshape(axes, (-1, 2)), spaces, strict=True):
-        here = curves.sel(space=space)
-        for pairs, (colour, line) in looks.items():
-            own = here.stiffness.sel(pairs=pairs).dropna("distance")
-            row[0].plot(own.distance, own, line, color=colour, linewidth=1.3, label=f"{pairs}")
-        null = here.null.dropna("distance")
-        row[0].plot(null.distance, null, ":", color="black", linewidth=1.3, label="all, by classes alone")
-        more = (here.stiffness.sel(pairs="all") - here.null).dropna("distance")
-        row[1].plot(more.distance, more, "-", color=BLUE, linewidth=1.3)
-        for curve, colour in ((here.stiffness.sel(pairs="all"), BLUE), (here.null, "black")):
-            found = crossing(curve)
-            if not found.censored:
-                row[0].plot(found.value, 0, "o" if colour == BLUE else "x", color=colour, markersize=5)
-        for ax in row:
-            ax.axhline(0, color=GREY, linewidth=0.7)
+        _, axes = plt.subplots(len(spaces), 2, figsize=(WIDTH, 0.7 + 1.5 * len(spaces)), sharex=True, sharey="col")
+    axes = np.reshape(axes, (-1, 2))
+    for row, space in zip(axes, spaces, strict=True):
+        _curves(*row, curves.sel(space=space))
         row[0].set_ylabel(f"{space}\n{measure}")
-    axes[0, 0].set_title("stiffness")
-    axes[0, 1].set_title("all less classes alone")
+    for ax, title in zip(axes[0], ("stiffness", "all less classes alone"), strict=True):
+        ax.set_title(title)
     for ax in axes[-1]:
         ax.set_xlabel("distance, 1 \N{MINUS SIGN} cosine")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    axes[0, 0].figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
-    return np.asarray(axes)
+    legend_above(axes[0, 0])
+    return axes
 
 
-@_styled
+def _curves(left: Any, right: Any, here: xr.Dataset) -> None:
+    every = here.stiffness.sel(pairs="all")
+    drawn = [(here.stiffness.sel(pairs=pairs), *look, pairs) for pairs, look in PAIRS.items()]
+    for values, colour, line, label in (*drawn, (here.null, "black", ":", "all, by classes alone")):
+        own = values.dropna("distance")
+        left.plot(own.distance, own, line, color=colour, linewidth=1.3, label=label)
+    for values, colour, marker in ((every, BLUE, "o"), (here.null, "black", "x")):
+        found = crossing(values)
+        if not found.censored:
+            left.plot(found.value, 0, marker, color=colour, markersize=5)
+    more = (every - here.null).dropna("distance")
+    right.plot(more.distance, more, "-", color=BLUE, linewidth=1.3)
+    for ax in (left, right):
+        ax.axhline(0, color=GREY, linewidth=0.7)
+
+
+@styled
 def lengths_through_training(panels: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
     """Lengths against the epoch, a panel a definition, a curve a learning rate; bounds as hollow triangles.
 
@@ -185,24 +191,18 @@ def lengths_through_training(panels: Mapping[str, xr.Dataset], axes: Any = None)
         axes: one a panel; made if left out.
 
     """
-    if axes is None:
-        _, axes = plt.subplots(1, len(panels), figsize=(5.6, 3.2), squeeze=False)
-    axes = np.ravel(axes)
+    axes = in_a_row(axes, len(panels), 3.2)
     for ax, (title, found) in zip(axes, panels.items(), strict=True):
-        shades = plt.colormaps["plasma"](np.linspace(0, 0.85, found.sizes["learning_rate"]))
-        for colour, rate in zip(shades, found.learning_rate.values, strict=True):
-            own = found.sel(learning_rate=rate)
-            ax.plot(own.epochs, own.value, "-", color=colour, linewidth=1.2, label=f"{rate:g}")
-            _bounded(ax, own.epochs, own, colour)
+        for colour, rate in _by_rate(found):
+            _lengths(ax, "epochs", found.sel(learning_rate=rate), colour, f"{rate:g}")
         ax.set(xscale="log", xlabel="epoch", title=fill(title, 20))
         ax.set_xticks(found.epochs.values, [f"{e:g}" for e in found.epochs.values], minor=False)
         ax.set_xticks([], minor=True)
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=5, fontsize=8, title="learning rate")
+    legend_above(axes[0], 5, title="learning rate")
     return axes
 
 
-@_styled
+@styled
 def lengths_against_rate(
     found: xr.Dataset, reported: Mapping[str, Sequence[float]] | None = None, axes: Any = None
 ) -> np.ndarray:
@@ -217,31 +217,32 @@ def lengths_against_rate(
     spaces = found.space.values
     if axes is None:
         rows = -(-len(spaces) // 3)
-        _, axes = plt.subplots(rows, 3, figsize=(5.6, 0.7 + 2.1 * rows), sharex=True, sharey=True, squeeze=False)
+        size = (WIDTH, 0.7 + 2.1 * rows)
+        _, axes = plt.subplots(rows, min(len(spaces), 3), figsize=size, sharex=True, sharey=True, squeeze=False)
     axes = np.ravel(axes)
     for ax in axes[len(spaces) :]:
         ax.set_visible(False)
-    for ax, space in zip(axes, spaces, strict=False):
-        shades = plt.colormaps["viridis"](np.linspace(0, 0.85, found.sizes["at"]))
-        for colour, place in zip(shades, found["at"].values, strict=True):
-            own = found.sel(at=place, space=space)
-            ax.plot(own.learning_rate, own.value, "-", color=colour, linewidth=1.2, label=str(place))
-            _bounded(ax, own.learning_rate, own, colour)
+    for k, (ax, space) in enumerate(zip(axes, spaces, strict=False)):
+        for colour, place in zip(shades("viridis", found.sizes["at"]), found["at"].values, strict=True):
+            _lengths(ax, "learning_rate", found.sel(at=place, space=space), colour, str(place))
         if reported and space in reported:
             ax.plot(found.learning_rate, reported[space], "x", color=ORANGE, markersize=5, label="first version")
-        ax.set(xscale="log", yscale="log", title=space)
-        ax.set_xlabel("learning rate")
-    for ax in axes[::3]:
-        ax.set_ylabel("distance of the zero")
-    handles, labels = axes[0].get_legend_handles_labels()
-    axes[0].figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+        ax.set(xscale="log", yscale="log", title=space, xlabel="learning rate")
+        ax.set_ylabel("" if k % 3 else "distance of the zero")
+    legend_above(axes[0], 4)
     return axes
 
 
-def _bounded(ax: Any, x: xr.DataArray, own: xr.Dataset, colour: Any) -> None:
+def _lengths(ax: Any, along: str, own: xr.Dataset, colour: Any, label: str) -> None:
     """Lengths as points with their intervals; those that are bounds as triangles that point to where they may be."""
+    x = own[along]
+    ax.plot(x, own.value, "-", color=colour, linewidth=1.2, label=label)
     for kind, marker, face in (("", "o", colour), ("above", "^", "none"), ("below", "v", "none")):
         here = (own.censored == kind).values
         ax.scatter(x[here], own.value[here], 18, marker=marker, facecolors=[face], edgecolors=[colour], zorder=3)
     whole = np.isfinite(own.low.values) & np.isfinite(own.high.values)
     ax.vlines(x[whole], own.low[whole], own.high[whole], color=colour, linewidth=1.2)
+
+
+def _by_rate(values: xr.DataArray | xr.Dataset) -> zip:
+    return zip(shades("plasma", values.sizes["learning_rate"]), values.learning_rate.values, strict=True)
