@@ -82,8 +82,13 @@ def against_rate(p: CriticalLength, runs: xr.Dataset) -> tuple[xr.Dataset, dict[
     found = over_seeds(
         runs.sel(at=protocol_places(runs, "equal loss"), space=spaces), "first zero", "sign", p.arithmetic
     )
+    return found, reported(p, runs)
+
+
+def reported(p: CriticalLength, runs: xr.Dataset) -> dict[str, tuple[float, ...]]:
+    """The first version's domain sizes by space, if these are its data set, its optimiser and its rates; else none."""
     same = p.dataset == "fashion_mnist" and p.optimizer == "adam" and tuple(runs.learning_rate.values) == ADAM
-    return found, FIRST_VERSION if same else {}
+    return FIRST_VERSION if same else {}
 
 
 def decays(sets: Mapping[str, xr.Dataset]) -> dict[str, dict[str, xr.DataArray]]:

@@ -66,7 +66,7 @@ def _when(runs: xr.Dataset, epochs: xr.DataArray, loss: float) -> str:
     who = "no seed" if len(missing) == runs.sizes["seed"] else f"not seeds {', '.join(map(str, missing))}"
     if bool((end < loss).any()):
         return f"{who}: below it from the first window on"
-    return f"{who}: {rounded(float(end.mean()), 3)} after {float(runs.epochs.max()):g} epochs"
+    return f"{who}: {rounded(float(end.mean()), 3)} after {float(runs.epochs.max()):.3g} epochs"
 
 
 def against_rate(runs: xr.Dataset, variable: str, regime: str, arithmetic: str) -> dict[str, dict[str, xr.DataArray]]:

@@ -1,6 +1,7 @@
 """Runs that were stopped: what they need to go on from their last checkpoint."""
 
 import io
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ class Stopped:
 
     Attributes:
         made_with: what has to be the same for the run to go on: versions, data, device.
-        measured: for each experiment, by its `identity`, what was measured at each checkpoint so far, as plain dicts.
+        measured: for each experiment, by its `identity`, what was measured at each checkpoint so far, as JSON: long
+            lists of numbers would have to be pickled one by one, again at each checkpoint.
         training: the `state` of the checkpoint: images seen, weights, optimiser. The place in the order of the images
             follows from the seed and the images seen.
         seconds: that the run took so far.
@@ -28,18 +30,18 @@ class Stopped:
     """
 
     made_with: dict[str, Any]
-    measured: dict[str, list[dict]]
+    measured: dict[str, list[str]]
     training: dict[str, Any] | None = None
     seconds: float = 0.0
     seconds_measuring: float = 0.0
 
     def add(self, identity: str, found: xr.Dataset) -> None:
         """Add what an experiment measured at a checkpoint; its numbers stay float64."""
-        self.measured[identity].append(found.to_dict(data="list"))
+        self.measured[identity].append(json.dumps(found.to_dict(data="list")))
 
     def rows(self, identity: str) -> list[xr.Dataset]:
         """What an experiment measured at each checkpoint."""
-        return [xr.Dataset.from_dict(row) for row in self.measured[identity]]
+        return [xr.Dataset.from_dict(json.loads(row)) for row in self.measured[identity]]
 
 
 def path(key: str) -> Path:
