@@ -39,9 +39,9 @@ def against_rate(panels: Mapping[str, Mapping[str, xr.DataArray]], axes: Any = N
             ax.set_title(protocol if name == next(iter(panels)) else "")
         row[0].set_ylabel(fill(name, 24))
     for ax in axes[-1]:
-        ax.set_xlabel("learning rate")
         if panels:
-            ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
+            _rates(ax, values.learning_rate.values)
+            ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.4), ncols=2)
         else:
             ax.set_title(NOTHING)
     return axes
@@ -56,6 +56,13 @@ def _windows(ax: Any, values: xr.DataArray) -> None:
         ax.vlines(whole.learning_rate, interval.low, interval.high, color=colour, linewidth=1.2)
     ax.axhline(0, color=GREY, linewidth=0.7)
     ax.set_xscale("log")
+
+
+def _rates(ax: Any, rates: np.ndarray) -> None:
+    """A logarithmic axis whose ticks are the learning rates themselves."""
+    ax.set(xscale="log", xlabel="learning rate", xlim=(rates.min() / 1.4, rates.max() * 1.4))
+    ax.set_xticks(rates, [f"{rate:g}" for rate in rates], rotation=60, fontsize=8)
+    ax.set_xticks([], minor=True)
 
 
 @styled
@@ -105,8 +112,11 @@ def forest(estimates: xr.Dataset, xlabel: str, axes: Any = None) -> np.ndarray:
         axes[0].scatter(own["mean"], places + shift, 28, marker="o", zorder=3, **look)
     axes[0].axvline(0, color=GREY, linewidth=0.7)
     axes[0].set_yticks(places, estimates.row.values)
-    axes[0].set(xlabel=xlabel, ylim=(-0.6, max(len(places), 1) - 0.4), title="" if len(places) else NOTHING)
-    legend_above(axes[0])
+    axes[0].set(xlabel=xlabel, ylim=(-0.6, max(len(places), 1) - 0.4))
+    if len(places):
+        legend_above(axes[0])
+    else:
+        axes[0].set_title(NOTHING)
     return axes
 
 
@@ -130,7 +140,8 @@ def quantiles_at_loss(gaps: xr.DataArray, axes: Any = None) -> np.ndarray:
         ax.plot(own.learning_rate, own.sel(quantile=0.5), "o-", color=BLUE, markersize=3, label="median")
         ax.axhline(16, color=ORANGE, linestyle=":", linewidth=1, label="16: clipped")
         ax.axhline(0, color=GREY, linewidth=0.7)
-        ax.set(xscale="log", title=str(place), xlabel="learning rate", xlim=(rates.min() / 1.5, rates.max() * 1.5))
+        _rates(ax, rates)
+        ax.set_title(str(place))
         if not own.sizes["learning_rate"]:
             ax.text(0.5, 0.5, "not reached", transform=ax.transAxes, ha="center", fontsize=8)
     axes[0].set_ylabel("logit gap")
@@ -227,7 +238,8 @@ def lengths_against_rate(
             _lengths(ax, "learning_rate", found.sel(at=place, space=space), colour, str(place))
         if reported and space in reported:
             ax.plot(found.learning_rate, reported[space], "x", color=ORANGE, markersize=5, label="first version")
-        ax.set(xscale="log", yscale="log", title=space, xlabel="learning rate")
+        _rates(ax, found.learning_rate.values)
+        ax.set(yscale="log", title=space)
         ax.set_ylabel("" if k % 3 else "distance of the zero")
     legend_above(axes[0], 4)
     return axes
