@@ -282,9 +282,10 @@ def pack(name: str, patterns: Sequence[str], leave_out: Collection[str] = ()) ->
     Returns:
         The file: runs along `run`, the experiment and the provenance of each as JSON. Class matrices are
         rounded to multiples of 1/4096, and those in other than exact arithmetic, or by true class, kept at the four
-        stages alone; what attribution gives is rounded likewise. Of more than twenty classes, matrices and similarities
-        of inputs are rounded to 1/1024, and matrices kept in exact arithmetic alone: of validation images at the four
-        stages, of other pairs at the first and the last. Everything else is kept as it was.
+        stages alone; curves and lines in distance, and what attribution gives, are rounded likewise. Of more than
+        twenty classes, matrices and similarities of inputs are rounded to 1/1024, and matrices kept in exact arithmetic
+        alone: of validation images at the four stages, of other pairs at the first and the last. Everything else is
+        kept as it was.
 
     Raises:
         ResultsError: if no run in the cache matches, or one is damaged.
@@ -330,7 +331,7 @@ def _slim(run: xr.Dataset) -> xr.Dataset:
     for name, kept in (("stiffness", matrices), ("true_stiffness", at_stages)):
         if name in run:
             run = run.assign({name: run[name].where(kept)})
-    rounded = ("stiffness", "true_stiffness", *(["input_similarity"] if cell == COARSE_CELL else []))
+    rounded = ("stiffness", "true_stiffness", "curve", "line", *(["input_similarity"] if cell == COARSE_CELL else []))
     coarse = [name for name in run.data_vars if name in rounded or name.startswith(ATTRIBUTED)]
     return run.assign({name: (run[name] / cell).round() * cell for name in coarse})
 
