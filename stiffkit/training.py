@@ -1,9 +1,9 @@
 """Training as a generator that stops at checkpoints."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import ceil
 from typing import Any
 
@@ -18,7 +18,8 @@ from stiffkit.points import Points
 TRAINING_VERSION = (
     1  # raised when the same experiment would give other weights; results of another version are not used
 )
-OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+OPTIMIZERS = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+POOL = 50  # batches that are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def train(
     optimizer: str = "adam",
     learning_rate: float = 1e-3,
     batch_size: int = 32,
+    lengths: Tensor | None = None,
+    clip: float = 0.0,
     resume: Mapping[str, Any] | None = None,
 ) -> Iterator[Checkpoint]:
     """Train at a constant learning rate, stopping at every checkpoint; training ends with the last one.
@@ -70,11 +73,16 @@ def train(
             brings the images seen to at least that number.
         unit: of the checkpoints, "epochs" (fractions allowed) or "images" seen.
         seed: of the order of the points. On one kind of machine it means the same weights bit for bit, because
-            training runs in one thread; between checkpoints the caller's number of threads is restored.
+            training runs in one thread; between checkpoints the caller's number of threads is restored. Dropout
+            draws from it as well, and from the images seen.
         loss: one loss a sample; the mean over the batch is minimised.
-        optimizer: "adam" (betas 0.9 and 0.999, epsilon 1e-8, fused) or "sgd" (no momentum).
+        optimizer: "adam" (betas 0.9 and 0.999, epsilon 1e-8, fused), "adamw" (the same with a weight decay of 0.01, as
+            transformers are tuned) or "sgd" (no momentum).
         learning_rate: constant.
         batch_size: points in a step, 32 in the paper; the last batch of an epoch may be smaller.
+        lengths: of sequences, (n,). Given, batches hold sequences of about one length: each epoch's order is cut into
+            pools of 50 batches, each pool sorted by length, and the batches are taken in a new order.
+        clip: the norm that the gradient of a batch is cut to; 0: it is not.
         resume: the `state` of a checkpoint of the same training: it goes on from there, with the numbers that it would
             have had without the stop; only the checkpoints after it are yielded.
 
@@ -83,11 +91,14 @@ def train(
         noticed at the next checkpoint or end of an epoch, a checkpoint says `diverged` and is the last.
 
     Raises:
-        ValueError: an unknown optimiser or unit; checkpoints that are empty, negative or not ascending.
+        ValueError: an unknown optimiser or unit; checkpoints that are empty, negative or not ascending; lengths of
+            another number of points.
 
     """
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"optimizer {optimizer!r} is unknown; known are {', '.join(OPTIMIZERS)}")
+    if lengths is not None and len(lengths) != len(points[1]):
+        raise ValueError(f"there are {len(points[1])} points and {len(lengths)} lengths")
     due = _due(checkpoints, unit, len(points[1]))
     steps = OPTIMIZERS[optimizer](model.parameters(), lr=learning_rate, fused=True)
     begin = 0
@@ -96,7 +107,8 @@ def train(
         steps.load_state_dict(resume["optimizer"])
         begin = resume["images"]
         due = [k for k in due if k > begin]
-    return _in_one_thread(_train(model, points, due, seed, loss, steps, batch_size, begin))
+    batches = _batches(len(points[1]), batch_size, seed, begin, points[1].device, lengths)
+    return _in_one_thread(_train(model, points, due, seed, loss, steps, batches, clip, begin))
 
 
 def _train(
@@ -106,7 +118,8 @@ def _train(
     seed: int,
     loss: Loss,
     optimizer: torch.optim.Optimizer,
-    batch_size: int,
+    batches: Iterator[Tensor],
+    clip: float,
     begin: int,
 ) -> Iterator[Checkpoint]:
     inputs, targets = points
@@ -114,12 +127,16 @@ def _train(
     images, seen, total = begin, 0, torch.zeros((), device=targets.device)
     if due[:1] == [0]:
         yield Checkpoint(0, 0.0, float("nan"), False, model, optimizer)
-    for batch in _batches(n, batch_size, seed, begin, targets.device):
+    draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    for batch in batches:
         if not due or images >= due[-1]:
             return
-        losses = loss(model(inputs[batch]), targets[batch])
+        with _drawing(seed, images, targets.device) if draws else nullcontext():
+            losses = loss(model(inputs[batch]), targets[batch])
         optimizer.zero_grad()
         losses.mean().backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         total += losses.detach().sum()
         images, seen = images + len(batch), seen + len(batch)
@@ -137,7 +154,17 @@ def _is_finite(total: Tensor, model: nn.Module) -> bool:
     return bool(total.isfinite()) and all(bool(p.isfinite().all()) for p in model.parameters())
 
 
-def _batches(n: int, size: int, seed: int, begin: int, device: torch.device) -> Iterator[Tensor]:
+@contextmanager
+def _drawing(seed: int, images: int, device: torch.device) -> Iterator[None]:
+    """Draw what dropout draws from the seed and the images seen, so that a run that goes on draws the same."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed * 1_000_003 + images)
+        yield
+
+
+def _batches(
+    n: int, size: int, seed: int, begin: int, device: torch.device, lengths: Tensor | None = None
+) -> Iterator[Tensor]:
     """Endless batches of indices, shuffled anew each epoch, from the one on that follows the images to begin with.
 
     The order is drawn on the CPU, the same for every device, and moved at once: a GPU would wait for it at each step.
@@ -145,11 +172,24 @@ def _batches(n: int, size: int, seed: int, begin: int, device: torch.device) -> 
     generator = torch.Generator().manual_seed(seed)
     epochs, rest = divmod(begin, n)
     for _ in range(epochs):  # brings the generator to where it was
-        torch.randperm(n, generator=generator)
-    done = ceil(rest / size)
+        _order(n, size, generator, lengths)
     while True:
-        yield from torch.randperm(n, generator=generator).to(device).split(size)[done:]
-        done = 0
+        order, sizes = _order(n, size, generator, lengths)
+        behind = [k for k, end in enumerate(accumulate(sizes)) if end <= rest]
+        yield from order.to(device).split(sizes)[len(behind) :]
+        rest = 0
+
+
+def _order(n: int, size: int, generator: torch.Generator, lengths: Tensor | None) -> tuple[Tensor, list[int]]:
+    """The order of an epoch, and the sizes of its batches."""
+    order = torch.randperm(n, generator=generator)
+    if lengths is None:
+        return order, [len(batch) for batch in order.split(size)]
+    known = lengths.cpu()
+    pools = [pool[known[pool].argsort(stable=True)] for pool in order.split(POOL * size)]
+    batches = [batch for pool in pools for batch in pool.split(size)]
+    chosen = [batches[k] for k in torch.randperm(len(batches), generator=generator)]
+    return torch.cat(chosen), [len(batch) for batch in chosen]
 
 
 def _due(checkpoints: Sequence[float], unit: str, n: int) -> list[int]:

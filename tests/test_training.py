@@ -15,7 +15,7 @@ from stiffkit.models import build_model
 from stiffkit.training import train
 
 N, BATCH = 50, 32  # batches of 32 and 18
-PLAIN = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+PLAIN = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def trained(**options):
 # What is computed
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", PLAIN)
 def test_equals_a_plain_loop(optimizer):
     model, (x, y) = problem(torch.float64)
     plain = copy.deepcopy(model)
@@ -104,6 +104,61 @@ def test_every_epoch_holds_each_point_once_in_a_new_order(n, batch_size, sizes):
     epochs = torch.cat(batches).view(3, n)
     assert torch.equal(epochs.sort(dim=1).values, torch.arange(n).repeat(3, 1))
     assert len({tuple(epoch.tolist()) for epoch in [torch.arange(n), *epochs]}) == 4
+
+
+def test_batches_of_about_one_length_hold_each_point_once():
+    n, size = 1_000, 8
+    lengths = torch.randint(3, 60, (n,), generator=torch.Generator().manual_seed(0))
+    model, points = problem(n=n)
+    _, batches = recorded(model, points, checkpoints=[2], seed=1, batch_size=size, lengths=lengths)
+    first, second = batches[: len(batches) // 2], batches[len(batches) // 2 :]
+    for epoch in (first, second):
+        assert torch.equal(torch.cat(epoch).sort().values, torch.arange(n))
+        assert {len(batch) for batch in epoch} == {size}
+    spread = [int(lengths[batch].max() - lengths[batch].min()) for batch in batches]
+    assert sorted(spread)[len(spread) // 2] <= 2, "most batches need next to no padding"
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+    means = torch.stack([lengths[batch].float().mean() for batch in first])
+    assert not torch.equal(means, means.sort().values), "short ones do not come first"
+    with pytest.raises(ValueError, match="there are 1000 points and 999 lengths"):
+        train(model, points, checkpoints=[1], seed=1, lengths=lengths[1:])
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_a_run_that_goes_on_draws_the_same_batches_and_the_same_dropout(stop):
+    lengths = torch.arange(N) % 7
+    options = {"seed": 3, "unit": "images", "batch_size": 20, "lengths": lengths}  # batches of 20, 20, 10 in any order
+
+    def network():
+        model, points = problem()
+        return nn.Sequential(nn.Dropout(0.3), *model), points
+
+    whole, points = network()
+    at = [c.state for c in train(whole, points, checkpoints=[20, 50, 70, 100, 150], **options)][-1]
+    first, _ = network()
+    *_, checkpoint = train(first, points, checkpoints=[20, 50, 70, 100][:stop], **options)
+    state = copy.deepcopy(checkpoint.state)
+    second, _ = network()
+    torch.manual_seed(99)
+    list(train(second, points, checkpoints=[150], resume=state, **options))
+    assert at["images"] == 150
+    assert torch.equal(weights(second), weights(whole))
+    still, _ = network()
+    list(train(still.eval(), points, checkpoints=[150], **options))
+    assert not torch.equal(weights(still), weights(whole))
+
+
+def test_gradients_are_cut_to_a_norm():
+    moved = {}
+    for clip in (0.0, 1e-3, 1e3):
+        model, points = problem()
+        before = weights(model)
+        list(
+            train(model, points, checkpoints=[32], unit="images", seed=1, optimizer="sgd", learning_rate=1.0, clip=clip)
+        )
+        moved[clip] = float((weights(model) - before).norm())
+    assert moved[1e-3] == pytest.approx(1e-3, rel=1e-3)
+    assert moved[1e3] == moved[0.0] > 0.01
 
 
 def test_the_loss_of_a_checkpoint_is_the_mean_since_the_last_one():
