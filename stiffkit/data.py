@@ -44,7 +44,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(getattr(self, part)[1]):,} {part}" for part in ("train", "validation", "test"))
-        return f"<Dataset {self.name}: {len(self.classes)} classes, images {self.shape}, {sizes}>"
+        return f"<Dataset {self.name}: {len(self.classes)} classes, points {self.shape}, {sizes}>"
 
 
 def load(name: str, *, sphere: bool = True) -> Dataset:
@@ -65,7 +65,7 @@ def load(name: str, *, sphere: bool = True) -> Dataset:
 
     >>> digits = load("digits")
     >>> digits
-    <Dataset digits: 10 classes, images (1, 8, 8), 1,201 train, 296 validation, 300 test>
+    <Dataset digits: 10 classes, points (1, 8, 8), 1,201 train, 296 validation, 300 test>
     >>> digits.train[0].flatten(1).norm(dim=1).mean().round(decimals=4)
     tensor(1.)
 

@@ -13,13 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from stiffkit._torchvision import import_torchvision
-from stiffkit.sentences import RELATIONS, Pairs
+from stiffkit.data import Dataset
+from stiffkit.sentences import RELATIONS, Pairs, checksum, load_pairs
 
 HUB = {  # what is known by a short name, with the revision that is used
     "bert-base-uncased": ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594"),
 }
 EMBEDDED = "minilm"  # comes as a package
 RANDOM = "tiny"  # two layers with random weights, which reads the words of its data set
+TINY = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 128,
+    "max_position_embeddings": 64,
+}
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 INPUTS = ("input_ids", "token_type_ids", "attention_mask")  # the rows, as far as a tokenizer makes them
 
@@ -68,6 +76,33 @@ def tokenizer_of(name: str, pairs: Pairs | None = None) -> Any:
             "pad_token is set, and give its folder"
         )
     return tokenizer
+
+
+def load(name: str, model: str) -> Dataset:
+    """Load a set of pairs as a model reads them: like images, but (n, rows, length) and int64, shorter pairs first.
+
+    Args:
+        name: one of `stiffkit.sentences.NAMES`.
+        model: as for `tokenizer_of`.
+
+    Raises:
+        ValueError: a pair is longer than the model can read.
+        FileNotFoundError, ImportError: as for `stiffkit.sentences.load_pairs` and `tokenizer_of`.
+
+    """
+    parts = load_pairs(name)
+    tokenizer = tokenizer_of(model, parts["train"])
+    most = _positions(_loaded("AutoConfig", model)) if model != RANDOM else TINY["max_position_embeddings"]
+    encodings = {part: encoded(pairs, tokenizer, most) for part, pairs in parts.items()}
+    longest = max(x.shape[2] for x, _ in encodings.values())
+    padded = {part: (_as_long(x, longest, tokenizer.pad_token_id), y) for part, (x, y) in encodings.items()}
+    return Dataset(name=name, classes=RELATIONS, **padded, checksum=checksum(parts))
+
+
+def _as_long(x: Tensor, length: int, padding: int) -> Tensor:
+    more = x.new_zeros(*x.shape[:2], length - x.shape[2])
+    more[:, 0] = padding
+    return torch.cat([x, more], dim=2)
 
 
 def encoded(pairs: Pairs, tokenizer: Any, positions: int) -> tuple[Tensor, Tensor]:
@@ -134,7 +169,10 @@ def build_classifier(name: str, tokenizer: Any, seed: int, *, pretrained: bool =
 
 def positions_of(classifier: PairClassifier) -> int:
     """The longest sequence that a model can read."""
-    config = classifier.transformer.config
+    return _positions(classifier.transformer.config)
+
+
+def _positions(config: Any) -> int:
     beyond = (config.pad_token_id or 0) + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     return config.max_position_embeddings - beyond  # these begin to count after the padding's number
 
@@ -164,8 +202,7 @@ def _split(text: str) -> list[str]:
 
 def _tiny(words: int) -> nn.Module:
     transformers = _transformers()
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-    config = transformers.BertConfig(vocab_size=words, max_position_embeddings=64, num_labels=len(RELATIONS), **sizes)
+    config = transformers.BertConfig(vocab_size=words, num_labels=len(RELATIONS), **TINY)
     return transformers.BertForSequenceClassification(config)
 
 

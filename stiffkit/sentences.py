@@ -1,13 +1,17 @@
 """Pairs of sentences with the relation between them: entailment, neutral, contradiction.
 
-`toy_nli` is generated: its labels follow from logic. Pairs of MNLI (Williams et al. 2018) and of others in its form are
-read from files.
+`toy_nli` is generated: its labels follow from logic. `mnli` (Williams et al. 2018) is read from `mnli/train.jsonl` and
+`mnli/dev_matched.jsonl` in the folder of the data sets (`stiffkit.archives`), or `.jsonl.gz`, and fetched through
+Hugging Face's datasets where they are missing. Any pairs will do that have the same form.
 """
 
 import gzip
+import hashlib
 import json
+import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
@@ -16,6 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stiffkit.archives import data_folder, fixed_part
+
+NAMES = ("toy_nli", "mnli")
+HUB = ("nyu-mll/multi_nli", "da70db2af9d09693783c3320c4249840212ee221")  # and the revision that is fetched
+FILES = {"train": "train", "dev_matched": "validation_matched"}  # and what the Hub calls them
 RELATIONS = ("entailment", "neutral", "contradiction")  # by their number, as MNLI has them
 KINDS = {  # what is a kind of what
     "animals": ("cats", "dogs", "horses", "rabbits"),
@@ -47,6 +56,96 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def load_pairs(name: str) -> dict[str, Pairs]:
+    """Load train, validation and test pairs of a set; files that are missing are fetched first.
+
+    Of MNLI validation and test are the two halves of the matched development set, label by label, drawn once for all:
+    the labels of its test set are not public.
+
+    Raises:
+        ValueError: an unknown name, or a file without a line of use.
+        FileNotFoundError: a file is missing and cannot be fetched.
+        ImportError: it is missing, and Hugging Face's datasets is not installed.
+
+    """
+    if name not in NAMES:
+        raise ValueError(f"there is no set of sentence pairs {name!r}. Known are {', '.join(NAMES)}")
+    if name == "toy_nli":
+        return toy_nli()
+    train, matched = (read_pairs(path) for path in fetch())
+    first = fixed_part(matched.labels, 2)
+    return {"train": train, "validation": _chosen(matched, first), "test": _chosen(matched, ~first)}
+
+
+def _chosen(pairs: Pairs, mask: np.ndarray) -> Pairs:
+    sentences = [pair for pair, chosen in zip(pairs.sentences, mask, strict=True) if chosen]
+    return Pairs(sentences, pairs.labels[mask], pairs.skipped)
+
+
+def checksum(parts: Mapping[str, Pairs]) -> str:
+    """The SHA-256 of all sentences and labels, in their order."""
+    digest = hashlib.sha256()
+    for part, pairs in parts.items():
+        rows = [[*pair, int(label)] for pair, label in zip(pairs.sentences, pairs.labels, strict=True)]
+        digest.update(json.dumps([part, rows]).encode())
+    return digest.hexdigest()
+
+
+def fetch() -> list[Path]:
+    """Make sure that the files of MNLI are there, and return their paths. Files that are there are left alone.
+
+    Raises:
+        FileNotFoundError: the download failed.
+        ImportError: Hugging Face's datasets is not installed.
+
+    """
+    folder = data_folder() / "mnli"
+    found = [_file(folder, part) for part in FILES]
+    if None not in found:
+        return found
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        if None in [_file(folder, part) for part in FILES]:
+            _fetch_into(folder)
+    return [_file(folder, part) for part in FILES]
+
+
+def _file(folder: Path, part: str) -> Path | None:
+    return next((path for end in ("jsonl", "jsonl.gz") if (path := folder / f"{part}.{end}").is_file()), None)
+
+
+def _fetch_into(folder: Path) -> None:
+    how = (
+        f"Put train.jsonl and dev_matched.jsonl, with gold_label, sentence1 and sentence2 in each line, into {folder} "
+        "(another place: set STIFFKIT_DATA), or take the embedded toy_nli."
+    )
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ImportError(f"MNLI is not here, and fetching it needs datasets (pip install datasets). {how}") from None
+    unpacked = folder / ".part"
+    shutil.rmtree(unpacked, ignore_errors=True)  # what a killed process left: whoever is here holds the lock
+    unpacked.mkdir()
+    try:
+        for part, split in FILES.items():
+            rows = load_dataset(HUB[0], revision=HUB[1], split=split)
+            with gzip.open(unpacked / f"{part}.jsonl.gz", "wt", encoding="utf-8") as file:
+                file.writelines(json.dumps(_line(row)) + "\n" for row in rows)
+        for part in FILES:
+            os.replace(unpacked / f"{part}.jsonl.gz", folder / f"{part}.jsonl.gz")
+    except Exception as error:  # of many libraries below
+        raise FileNotFoundError(f"MNLI is not here and could not be fetched ({error}). {how}") from None
+    finally:
+        shutil.rmtree(unpacked, ignore_errors=True)
+
+
+def _line(row: Mapping[str, Any]) -> dict[str, str]:
+    label = RELATIONS[row["label"]] if row["label"] in range(len(RELATIONS)) else "-"
+    return {"gold_label": label, "sentence1": row["premise"], "sentence2": row["hypothesis"]}
 
 
 def read_pairs(path: Path) -> Pairs:

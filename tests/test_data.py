@@ -34,7 +34,7 @@ def test_digits_are_whole_split_and_official():
 
 def test_repr_is_one_line():
     assert repr(data.load("digits")) == (
-        "<Dataset digits: 10 classes, images (1, 8, 8), 1,201 train, 296 validation, 300 test>"
+        "<Dataset digits: 10 classes, points (1, 8, 8), 1,201 train, 296 validation, 300 test>"
     )
 
 

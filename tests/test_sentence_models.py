@@ -1,5 +1,6 @@
 """Models of sentences: what they are given, that padding changes nothing, and what is refused before anything runs."""
 
+import json
 import sys
 
 import numpy as np
@@ -16,6 +17,7 @@ from stiffkit.sentence_models import (
     build_classifier,
     encoded,
     inputs_of,
+    load,
     positions_of,
     tokenizer_of,
 )
@@ -167,3 +169,34 @@ def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'stiffkit\[text\]'"):
         tokenizer_of("tiny", PAIRS)
+
+
+# Data sets
+
+
+def test_a_set_of_pairs_is_a_data_set_like_images():
+    found = load("toy_nli", "tiny")
+    assert repr(found) == "<Dataset toy_nli: 3 classes, points (3, 17), 1,800 train, 600 validation, 600 test>"
+    assert found.classes == RELATIONS
+    for x, y in (found.train, found.validation, found.test):
+        assert (x.dtype, y.dtype) == (torch.int64, torch.int64)
+        assert y.bincount().tolist() == [len(y) // 3] * 3
+        lengths = x[:, -1].sum(dim=1)
+        assert torch.equal(lengths, lengths.sort().values)
+    assert found.checksum == load("toy_nli", "tiny").checksum
+
+
+def test_parts_are_padded_to_one_length_with_the_models_own_padding(tmp_path, monkeypatch):
+    monkeypatch.setenv("STIFFKIT_DATA", str(tmp_path))
+    (tmp_path / "mnli").mkdir()
+    for part, words in (("train", "a b c d"), ("dev_matched", "a")):
+        lines = [{"gold_label": r, "sentence1": f"{words} {k}", "sentence2": "b"} for r in RELATIONS for k in range(2)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "mnli" / f"{part}.jsonl").write_text(text, encoding="utf-8")
+    found = load("mnli", "tiny")
+    assert found.train[0].shape == (6, 3, 9)
+    assert found.validation[0].shape == (3, 3, 9)
+    assert found.validation[0][0, 2].tolist() == [1] * 6 + [0] * 3
+    (tmp_path / "mnli" / "dev_matched.jsonl").write_text(text.replace('"a ', '"' + "a " * 70), encoding="utf-8")
+    with pytest.raises(ValueError, match="longer than the 64 positions"):
+        load("mnli", "tiny")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from stiffkit.sentences import (
     QUANTIFIERS,
     RELATIONS,
     Statement,
+    checksum,
+    fetch,
+    load_pairs,
     read_pairs,
     relation,
     statements,
@@ -85,6 +89,81 @@ def test_files_that_are_none_are_named(tmp_path):
     for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz"):
         with pytest.raises(ValueError, match=f"{name} is not a file of JSON lines"):
             read_pairs(tmp_path / name)
+
+
+# MNLI
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("STIFFKIT_DATA", str(tmp_path))
+    (tmp_path / "mnli").mkdir()
+    return tmp_path / "mnli"
+
+
+def many(n, prefix):
+    labels = ["entailment", "neutral", "contradiction"]
+    return [{"gold_label": labels[k % 3], "sentence1": f"{prefix} {k}", "sentence2": "B."} for k in range(n)]
+
+
+def test_mnli_is_read_from_its_folder_and_its_matched_set_is_halved(folder):
+    written(folder / "train.jsonl", many(9, "train"))
+    written(folder / "dev_matched.jsonl.gz", [*many(12, "dev"), "bad"])
+    parts = load_pairs("mnli")
+    assert {name: len(pairs) for name, pairs in parts.items()} == {"train": 9, "validation": 6, "test": 6}
+    for part in ("validation", "test"):
+        assert np.bincount(parts[part].labels).tolist() == [2, 2, 2]
+        assert parts[part].skipped == {"unreadable": 1}
+    halves = [set(parts[part].sentences) for part in ("validation", "test")]
+    assert not halves[0] & halves[1]
+    again = load_pairs("mnli")
+    assert checksum(again) == checksum(parts)
+    written(folder / "train.jsonl", [*many(8, "train"), {**LINES[0]}])
+    assert checksum(load_pairs("mnli")) != checksum(parts)
+
+
+class Hub:
+    """Stands for Hugging Face's datasets."""
+
+    def __init__(self, monkeypatch, fails_at=""):
+        self.asked, self.fails_at = [], fails_at
+        monkeypatch.setitem(sys.modules, "datasets", self)
+
+    def load_dataset(self, name, revision, split):
+        self.asked.append((name, revision, split))
+        if split == self.fails_at:
+            raise ConnectionError("429 Too Many Requests")
+        return [{"label": k, "premise": f"{split} é", "hypothesis": "B."} for k in (0, 1, 2, -1)]
+
+
+def test_mnli_is_fetched_once_from_a_pinned_revision(folder, monkeypatch):
+    hub = Hub(monkeypatch)
+    train, matched = fetch()
+    assert [name for name, *_ in hub.asked] == ["nyu-mll/multi_nli"] * 2
+    assert {len(revision) for _, revision, _ in hub.asked} == {40}
+    assert [split for *_, split in hub.asked] == ["train", "validation_matched"]
+    found = read_pairs(train)
+    assert (found.sentences[0], found.labels.tolist()) == (("train é", "B."), [0, 1, 2])
+    assert found.skipped == {"without agreement": 1}
+    assert fetch() == [train, matched]
+    assert len(hub.asked) == 2
+    assert sorted(path.name for path in folder.iterdir() if path.name != ".lock") == [matched.name, train.name]
+
+
+def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(folder, monkeypatch):
+    Hub(monkeypatch, fails_at="validation_matched")
+    with pytest.raises(FileNotFoundError, match=r"429 Too Many Requests.*train\.jsonl and dev_matched\.jsonl.*toy_nli"):
+        fetch()
+    assert [path.name for path in folder.iterdir() if path.name != ".lock"] == []
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match=r"pip install datasets.*STIFFKIT_DATA"):
+        load_pairs("mnli")
+
+
+def test_an_unknown_set_is_refused():
+    with pytest.raises(ValueError, match=r"'snli'\. Known are toy_nli, mnli"):
+        load_pairs("snli")
+    assert list(load_pairs("toy_nli")) == ["train", "validation", "test"]
 
 
 # Logic
