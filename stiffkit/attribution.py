@@ -4,7 +4,7 @@ The exact Gram matrix is the sum of the layers' ones. A layer has a stiffness of
 $g^l_i \cdot g^l_j / (\|g_i\| \|g_j\|)$ in the cosine of each pair; the shares add up to the cosine (chapter 8).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -77,6 +77,14 @@ def whole(layers: Mapping[str, GradientGram]) -> GradientGram:
     cos = sum(share(gram, norms, norms2) for gram in grams).clamp(-1, 1)
     pairs = grams[0].self_pairs
     return GradientGram(cos.where(~pairs, (norms != 0).double()[:, None]), norms, norms2, pairs)
+
+
+def in_sections(layers: Mapping[str, GradientGram], section_of: Callable[[str], str]) -> dict[str, GradientGram]:
+    """The Gram matrices of sections of a network, such as the layers of a transformer, from those of its modules."""
+    members: dict[str, dict[str, GradientGram]] = {}
+    for name, gram in layers.items():
+        members.setdefault(section_of(name), {})[name] = gram
+    return {section: whole(grams) for section, grams in members.items()}
 
 
 def share(layer: GradientGram, norms: Tensor, norms2: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from torch import Tensor, nn
 
-from stiffkit import data, results, stopped, windows
+from stiffkit import data, results, sentence_models, sentences, stopped, windows
 from stiffkit.data import Dataset, Points, balanced_subset, random_labels
 from stiffkit.losses import mse, smoothed_cross_entropy
 from stiffkit.measurement import (
@@ -40,8 +40,11 @@ EARLY = 1_600  # images seen in the second panel of v1's Fig 6
 LATE = 0.42  # of all images seen, in its third panel
 LAST = 10  # checkpoints that are measured in every arithmetic, for averages late in training
 LOSSES = {**ARITHMETICS, "mse": mse, "label_smoothing": smoothed_cross_entropy}  # that networks are trained with
-MILLISECONDS = {"fc": 0.15, "cnn": 0.5, "cnn_v1": 1.3, "resnet20": 5.0}  # an image of CIFAR-10 takes in one thread
+IMAGE = {"fc": 0.15, "cnn": 0.5, "cnn_v1": 1.3, "resnet20": 5.0}  # milliseconds one of CIFAR-10 takes in one thread
+SENTENCES = {"tiny": 1.0, "minilm": 45.0}  # and a pair of MNLI
+OTHER = 400.0  # and one in a model that is not known here, if it is as large as BERT-base
 PAIR = {"fc": 0.2e-6, "cnn": 0.4e-6, "cnn_v1": 6e-6, "resnet20": 4e-6}  # seconds that a pair of gradients takes
+PRETRAINED = ("pretrained", "random")  # how models of sentences begin
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Scale:
     Attributes:
         images: training images.
         classes: how many there are.
-        pixels: of an image, in units of CIFAR-10's, in time.
+        pixels: of an image, in units of CIFAR-10's, in time; of a pair of sentences in units of MNLI's.
         points: training, and validation, points where none are given: 500 and 3,000 as in the paper.
         most: points that can be had.
 
@@ -71,19 +74,24 @@ SCALES = {
     "fashion_mnist": Scale(60_000),
     "cifar10": Scale(50_000, pixels=1.0),
     "cifar100": Scale(50_000, classes=100, pixels=1.0, points=3000, most=5000),
+    "toy_nli": Scale(1_800, classes=3, pixels=0.3, points=150, most=600),
+    "mnli": Scale(392_702, classes=3, pixels=1.0, points=501, most=2_700),
 }
 
 
 def known_name(value: str, info: ValidationInfo, kind: str = "") -> str:
     """Check the name of a data set, a network, ..., for a validator of the field of that name, or of another `kind`."""
+    field = kind or info.field_name
+    if field == "model" and info.data.get("dataset") in sentences.NAMES and value not in MODELS:
+        return value  # the Hub's, or a folder
     known = {
-        "dataset": data.NAMES,
+        "dataset": (*data.NAMES, *sentences.NAMES),
         "model": MODELS,
-        "initialisation": INITIALISATIONS,
+        "initialisation": (*INITIALISATIONS, *PRETRAINED),
         "activation": ACTIVATIONS,
         "loss": LOSSES,
     }
-    allowed = tuple(known[kind or info.field_name])
+    allowed = tuple(known[field])
     if value not in allowed:
         raise ValueError(f"allowed are {', '.join(allowed)}")
     return value
@@ -97,7 +105,12 @@ def falling(losses: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def check_model(dataset: str, model: str) -> None:
-    """Check that a data set's images are large enough for a network."""
+    """Check that a network can read a data set: sentences, or images that are large enough for it."""
+    if dataset in sentences.NAMES and model in MODELS:
+        raise ValueError(
+            f"'model' = {model!r} reads images, and {dataset} has sentences: take {', '.join(SENTENCES)}, "
+            "bert-base-uncased, another model of the Hub, or a folder"
+        )
     if dataset in ("digits", "hierarchy") and model == "cnn_v1":
         raise ValueError(
             f"'model' = 'cnn_v1': its four poolings need 16 x 16 pixels, and {dataset} has 8 x 8: take fc or cnn"
@@ -116,7 +129,9 @@ def check_points(dataset: str, points: int) -> None:
 
 def cost_of_images(dataset: str, model: str) -> tuple[int, float]:
     """How many training images there are, and the seconds that training on one takes in one thread, about."""
-    return SCALES[dataset].images, 1e-3 * MILLISECONDS[model] * SCALES[dataset].pixels
+    milliseconds = SENTENCES.get(model, OTHER) if dataset in sentences.NAMES else IMAGE[model]
+    n = sentences.count_of_mnli() if dataset == "mnli" else None
+    return n or SCALES[dataset].images, 1e-3 * milliseconds * SCALES[dataset].pixels
 
 
 class _Part(BaseModel):
@@ -140,9 +155,10 @@ class Training(_Part):
     seed: int = Field(ge=0, le=1_000_000, description="of weights, order of training and choice of points")
     initialisation: str = Field("keras", description="of the weights")
     sphere: bool = Field(True, description="scale each image to unit norm")
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="optimiser, at a constant rate")
+    optimizer: Literal["adam", "sgd", "adamw"] = Field("adam", description="optimiser, at a constant rate")
     learning_rate: float = Field(1e-3, gt=0, description="constant")
     batch_size: int = Field(32, gt=0, description="images in a step")
+    clip: float = Field(0.0, ge=0, description="norm that the gradient of a batch is cut to; 0: it is not")
     checkpoints: tuple[int, ...] = Field((), description="in images seen; empty: those of the schedule")
     loss: str = Field("float32", description="that is minimised")
     activation: str = Field("relu", description="of the hidden layers")
@@ -168,6 +184,11 @@ class Training(_Part):
             )
         if self.batch_norm and self.model != "resnet20":
             raise ValueError(f"'batch_norm' is an option of resnet20, {self.model} has none")
+        allowed = PRETRAINED if self.dataset in sentences.NAMES else INITIALISATIONS
+        if self.initialisation not in allowed:
+            raise ValueError(f"'initialisation' = {self.initialisation!r}: {self.dataset} allows {', '.join(allowed)}")
+        if self.model == "tiny" and self.initialisation == "pretrained":
+            raise ValueError("'initialisation' = 'pretrained': tiny has random weights alone: take random, or minilm")
         return self
 
     @field_validator("checkpoints")
@@ -180,7 +201,8 @@ class Training(_Part):
     @property
     def key(self) -> str:
         """A readable name and 8 hex digits of `identity`."""
-        return self._key(f"{self.dataset}-{self.model}-{self.epochs:g}ep-s{self.seed}")
+        model = re.sub(r"[^A-Za-z0-9_.]+", "_", self.model)  # may be a folder
+        return self._key(f"{self.dataset}-{model}-{self.epochs:g}ep-s{self.seed}")
 
     def images(self, n: int) -> list[int]:
         """The checkpoints, in images seen, for a training set of n images.
@@ -314,7 +336,7 @@ class Experiment(_Part):
         n, image = self.training.images_an_epoch, cost_of_images(self.training.dataset, self.training.model)[1]
         points = 2 * self.measurement.points
         checkpoints = len(self.training.images(n))
-        measuring = 0.05 + PAIR[self.training.model] * points**2
+        measuring = 0.05 + PAIR.get(self.training.model, 4e-6) * points**2
         measuring += 0 if self.training.model == "fc" else 3 * image * points
         evaluating = 0.25 * image * 2 * min(n, 10_000)
         measured = (
@@ -401,16 +423,11 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
     points = {e: _points(e, dataset) for e in experiments}
     truth = {e: _truth(e, dataset, clean) for e in experiments}
     spaces = {e: Spaces(*points[e][1]) for e in experiments if e.measurement.stopping_losses}
-    model = build_model(
-        training.model,
-        dataset,
-        training.seed,
-        initialisation=training.initialisation,
-        activation=training.activation,
-        batch_norm=training.batch_norm,
-    )
+    model = _model(training, dataset)
     dtype = getattr(torch, training.dtype)
-    model = model.to(device, dtype, memory_format=torch.channels_last)  # trains convolutions a fifth faster on a CPU
+    model = model.train().to(
+        device, dtype, memory_format=torch.channels_last
+    )  # trains convolutions a fifth faster on a CPU
     due = training.reached(len(dataset.train[1]))
     run = stopped.find(training.key, [e.identity for e in experiments], _made_with(dataset, device))
     diverged, mark = False, time.perf_counter()
@@ -545,6 +562,8 @@ def _checkpoints(
         optimizer=training.optimizer,
         learning_rate=training.learning_rate,
         batch_size=training.batch_size,
+        lengths=sentence_models.lengths_of(points[0]),
+        clip=training.clip,
         resume=resume,
     )
 
@@ -552,20 +571,47 @@ def _checkpoints(
 def _splits(dataset: Dataset) -> dict[str, Points]:
     inputs, targets = dataset.train
     if len(targets) > 10_000:
-        chosen = balanced_subset(targets, 10_000, seed=0)
+        chosen = balanced_subset(targets, 10_000 // len(dataset.classes) * len(dataset.classes), seed=0)
         inputs, targets = inputs[chosen], targets[chosen]
     return {"train": (inputs, targets), "validation": dataset.validation, "test": dataset.test}
 
 
 def _dataset(training: Training, device: str) -> Dataset:
     """The data set on the device, in the dtype of the training, with as many training images as that takes."""
-    dataset, dtype = data.load(training.dataset, sphere=training.sphere), getattr(torch, training.dtype)
+    dataset, dtype = _loaded(training), getattr(torch, training.dtype)
     parts = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
     if training.train_size:
         x, y = parts["train"]
         chosen = balanced_subset(y, training.train_size, training.seed)
         parts["train"] = x[chosen], y[chosen]
-    return replace(dataset, **{name: (x.to(device, dtype), y.to(device)) for name, (x, y) in parts.items()})
+    return replace(
+        dataset,
+        **{
+            name: (x.to(device, dtype if x.is_floating_point() else None), y.to(device))
+            for name, (x, y) in parts.items()
+        },
+    )
+
+
+def _loaded(training: Training) -> Dataset:
+    if training.dataset in sentences.NAMES:
+        return sentence_models.load(training.dataset, training.model)
+    return data.load(training.dataset, sphere=training.sphere)
+
+
+def _model(training: Training, dataset: Dataset) -> nn.Module:
+    if training.dataset in sentences.NAMES:
+        pretrained = training.initialisation == "pretrained"
+        tokenizer = sentence_models.tokenizer_for(training.dataset, training.model)
+        return sentence_models.build_classifier(training.model, tokenizer, training.seed, pretrained=pretrained)
+    return build_model(
+        training.model,
+        dataset,
+        training.seed,
+        initialisation=training.initialisation,
+        activation=training.activation,
+        batch_norm=training.batch_norm,
+    )
 
 
 def _with_noise(dataset: Dataset, training: Training) -> Dataset:

@@ -8,7 +8,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from stiffkit.alignment import group_stiffness, same_group, stiffness, within_between
-from stiffkit.attribution import attribution_of, whole
+from stiffkit.attribution import attribution_of, in_sections, whole
 from stiffkit.data import Dataset, Points, balanced_subset
 from stiffkit.gradients import GradientGram, gradient_gram
 from stiffkit.losses import cross_entropy, cross_entropy_float32, cross_entropy_keras2019
@@ -46,8 +46,9 @@ def measured_points(dataset: Dataset, size: int, seed: int) -> tuple[Points, Poi
 
 
 def measured_indices(dataset: Dataset, size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Which of the training and of the validation images `measured_points` are."""
-    return tuple(balanced_subset(y, size, seed) for y in (dataset.train[1], dataset.validation[1]))
+    """Which of the training and of the validation points `measured_points` are; shorter sequences first."""
+    drawn = [(x, balanced_subset(y, size, seed)) for x, y in (dataset.train, dataset.validation)]
+    return tuple(index if x.is_floating_point() else index.sort().values for x, index in drawn)
 
 
 def measure(
@@ -75,7 +76,8 @@ def measure(
             the network was trained with.
         errors: also bootstrap errors over points, of train-train and val-val in exact arithmetic.
         own: the loss that "own" stands for.
-        attribution: also what `attribution_of` gives.
+        attribution: also what `attribution_of` gives, of the network's layers, or of its sections if it has a method
+            `section` that gives the section of a layer by its name.
         truth: the true class of each point, (2 n,), where the points' targets are permuted labels: the class matrices
             by true class as well.
         groups: the "superclass" and the "realm" of each class, in the order of their numbers, all of which occur.
@@ -118,6 +120,7 @@ def measure(
     y = points[1].cpu()
     layers = gradient_gram(model, cross_entropy, points, by="layer") if attribution else {}
     grams = {"exact": whole(layers)} if layers else {}
+    layers = in_sections(layers, model.section) if hasattr(model, "section") else layers
     grams |= {name: gradient_gram(model, losses[name], points) for name in arithmetics if name not in grams}
     exact, z = grams["exact"], _outputs(model, points[0]).double().cpu()
     gap = logit_gap(z, y)

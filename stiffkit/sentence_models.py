@@ -4,6 +4,7 @@ A data set of pairs is one integer tensor, (n, rows, length), so that it is draw
 images: a row for each input that the tokenizer makes, tokens first, the mask last.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -53,6 +54,13 @@ class PairClassifier(nn.Module):
         rows = x[:, :, :longest].unbind(dim=1)
         return self.transformer(**dict(zip(self.inputs, rows, strict=True))).logits
 
+    def section(self, name: str) -> str:
+        """Where a module is, by its name: "embeddings", "layer 1", ... of the encoder, or the "head" on top."""
+        if "embeddings." in name:
+            return "embeddings"
+        number = re.search(r"\blayers?\.(\d+)\.", name)
+        return f"layer {int(number[1]) + 1}" if number else "head"
+
 
 def tokenizer_of(name: str, pairs: Pairs | None = None) -> Any:
     """The tokenizer of a model.
@@ -76,6 +84,16 @@ def tokenizer_of(name: str, pairs: Pairs | None = None) -> Any:
             "pad_token is set, and give its folder"
         )
     return tokenizer
+
+
+def tokenizer_for(dataset: str, model: str) -> Any:
+    """The tokenizer of a model that reads a set of pairs; "tiny" knows the words of its training pairs."""
+    return tokenizer_of(model, load_pairs(dataset)["train"] if model == RANDOM else None)
+
+
+def lengths_of(x: Tensor) -> Tensor | None:
+    """How long sequences are that were encoded as here, (n,); None for images."""
+    return None if x.is_floating_point() else x[:, -1].sum(dim=1)
 
 
 def load(name: str, model: str) -> Dataset:

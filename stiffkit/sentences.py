@@ -114,6 +114,17 @@ def fetch() -> list[Path]:
     return [_file(folder, part) for part in FILES]
 
 
+def count_of_mnli() -> int | None:
+    """How many training pairs of MNLI there are, so far as they are here; None where they have to be fetched."""
+    path = _file(data_folder() / "mnli", "train")
+    return path and _count(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _count(path: Path, changed: int) -> int:
+    return len(read_pairs(path))
+
+
 def _file(folder: Path, part: str) -> Path | None:
     return next((path for end in ("jsonl", "jsonl.gz") if (path := folder / f"{part}.{end}").is_file()), None)
 

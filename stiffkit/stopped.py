@@ -75,7 +75,10 @@ def load(place: Path) -> Stopped:
     """
     content = io.BytesIO(checked_file.read(place).partition(b"\n")[2])
     try:
-        return Stopped(**torch.load(content, weights_only=True, map_location="cpu"))
+        run = Stopped(**torch.load(content, weights_only=True, map_location="cpu"))
+        if not all(isinstance(row, str) for rows in run.measured.values() for row in rows):
+            raise TypeError("rows were kept in another form once")
+        return run
     except (UnpicklingError, TypeError, RuntimeError):  # torch's own message advises to trust the file
         raise checked_file.ResultsError(f"{place} does not hold a run that was stopped") from None
 

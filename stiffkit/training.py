@@ -188,7 +188,8 @@ def _order(n: int, size: int, generator: torch.Generator, lengths: Tensor | None
     known = lengths.cpu()
     pools = [pool[known[pool].argsort(stable=True)] for pool in order.split(POOL * size)]
     batches = [batch for pool in pools for batch in pool.split(size)]
-    chosen = [batches[k] for k in torch.randperm(len(batches), generator=generator)]
+    *whole, last = batches  # which may be smaller, and so ends the epoch
+    chosen = [*(whole[k] for k in torch.randperm(len(whole), generator=generator)), last]
     return torch.cat(chosen), [len(batch) for batch in chosen]
 
 

@@ -60,6 +60,13 @@ class _QuietHandler(SimpleHTTPRequestHandler):
         self.server.requests.append(self.path)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _not_the_users_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STIFFKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A real server on this machine: what lies in `server.folder` is at `server.url`; `server.requests` is its log."""

@@ -77,6 +77,7 @@ OTHERS = {
     "optimizer": "sgd",
     "learning_rate": 2e-3,
     "batch_size": 64,
+    "clip": 1.0,
     "checkpoints": (0, 64),
     "loss": "mse",
     "activation": "tanh",

@@ -1,6 +1,7 @@
 """Runs that were stopped go on from their last checkpoint with the numbers that they would have had."""
 
 import io
+import json
 import os
 
 import pytest
@@ -163,6 +164,17 @@ def test_a_damaged_one_is_named_set_aside_and_begun_anew(damage):
         found = small().run(progress=False)
     same_numbers(found.astype("float32"), compute([small()], progress=False)[0].astype("float32"))
     assert path.with_name(path.name + ".set-aside").read_bytes() == kept
+
+
+def test_one_that_was_kept_in_an_earlier_form_is_begun_anew():
+    stop(small(), 3)
+    path = stopped.path(small().training.key)
+    run = stopped.load(path)
+    run.measured = {identity: [json.loads(row) for row in rows] for identity, rows in run.measured.items()}
+    stopped.save(small().training.key, run)
+    with pytest.warns(UserWarning, match=rf"{path.name} does not hold a run that was stopped.*set aside"):
+        found = small().run(progress=False)
+    assert found.images.values.tolist() == small().training.reached(1_201)
 
 
 def test_how_far_it_is_can_be_asked_without_reading_it():
