@@ -53,7 +53,8 @@ def representations(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     """What each layer with weights is given, by "input", "layer 1", ..., and the logits, "output"; in eval mode.
 
     Args:
-        model: in which each linear or convolutional layer is called once.
+        model: in which each linear or convolutional layer is called once; or with a method `representations`, which
+            then is asked.
         inputs: (n, ...).
 
     Returns:
@@ -61,6 +62,8 @@ def representations(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
         layer's units say after their non-linearity, that is, what the second layer is given.
 
     """
+    if hasattr(model, "representations"):
+        return model.representations(inputs)
     found: list[Tensor] = []
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     hooks = [

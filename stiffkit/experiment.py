@@ -259,6 +259,7 @@ class Measurement(_Part):
     attribution: bool = Field(
         False, description="also by layer, by right and wrong points, by logit gap, but without errors over points"
     )
+    distances: bool = Field(False, description="also stiffness against distance, at each checkpoint")
     stopping_losses: tuple[float, ...] = Field(
         (),
         description="training losses, falling: also stiffness against distance, kept around these, around epochs 1, 2, "
@@ -277,6 +278,11 @@ class Measurement(_Part):
     @classmethod
     def _fall(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         return falling(value)
+
+    @property
+    def has_spaces(self) -> bool:
+        """Whether stiffness is measured against distance."""
+        return self.distances or bool(self.stopping_losses)
 
     @property
     def key(self) -> str:
@@ -408,10 +414,10 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
         each, and the mean `batch_loss` since the checkpoint before; `loss` and `accuracy` (images, split) on a fixed
         subset of 10,000 training images (all, where there are fewer), on the validation half and on the test half of
         the official test set. Where classes have superclasses, `input_similarity` as the function of that name gives
-        it. With `stopping_losses` also what `Spaces.measured` gives, along `at` in place of `images`: averages over
-        the windows that `windows.places` names. With `label_noise` training and validation images have permuted labels,
-        test images their true ones. NaN where an arithmetic was not measured. A run whose loss stops being finite ends
-        there and has the attribute `diverged` = 1.
+        it. With `distances` also what `Spaces.measured` gives; with `stopping_losses` that along `at` in place of
+        `images`: averages over the windows that `windows.places` names. With `label_noise` training and validation
+        images have permuted labels, test images their true ones. NaN where an arithmetic was not measured. A run whose
+        loss stops being finite ends there and has the attribute `diverged` = 1.
 
     """
     if device == "cuda" and not torch.cuda.is_available():
@@ -422,7 +428,7 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
     watched = _splits(dataset)
     points = {e: _points(e, dataset) for e in experiments}
     truth = {e: _truth(e, dataset, clean) for e in experiments}
-    spaces = {e: Spaces(*points[e][1]) for e in experiments if e.measurement.stopping_losses}
+    spaces = {e: Spaces(*points[e][1]) for e in experiments if e.measurement.has_spaces}
     model = _model(training, dataset)
     dtype = getattr(torch, training.dtype)
     model = model.train().to(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stiffkit._torchvision import import_torchvision
 from stiffkit.data import Dataset
+from stiffkit.measuring import undisturbed
 from stiffkit.sentences import RELATIONS, Pairs, checksum, load_pairs
 
 HUB = {  # what is known by a short name, with the revision that is used
@@ -53,6 +54,23 @@ class PairClassifier(nn.Module):
         longest = int(x[:, -1].sum(dim=1).max())
         rows = x[:, :, :longest].unbind(dim=1)
         return self.transformer(**dict(zip(self.inputs, rows, strict=True))).logits
+
+    def representations(self, x: Tensor) -> dict[str, Tensor]:
+        """What pairs are to the model, each (n, width).
+
+        "embedding" is the mean of the tokens before the first layer, "[CLS]" the first token after the last.
+        """
+        found = []
+        with undisturbed(self), torch.no_grad():
+            self.eval()
+            for part in x.split(64):
+                rows = part[:, :, : int(part[:, -1].sum(dim=1).max())].unbind(dim=1)
+                named = dict(zip(self.inputs, rows, strict=True))
+                hidden = self.transformer.base_model(**named, output_hidden_states=True).hidden_states
+                mask = rows[-1][:, :, None]
+                found.append(((hidden[0] * mask).sum(dim=1) / mask.sum(dim=1), hidden[-1][:, 0]))
+        embedding, first = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return {"embedding": embedding, "[CLS]": first}
 
     def section(self, name: str) -> str:
         """Where a module is, by its name: "embeddings", "layer 1", ... of the encoder, or the "head" on top."""

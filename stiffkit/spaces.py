@@ -25,7 +25,8 @@ class Spaces:
 
     The spaces are "input", "layer 1", ... and "output" with the cosine distance $1 - \cos$ (Fort et al., v3; v1 has the
     cosine itself, the same bins read from the other end), and "input, L2" and "input, L1", the latter divided by the
-    square root of the number of pixels, so that on the unit sphere it is below 2 as well.
+    square root of the number of pixels, so that on the unit sphere it is below 2 as well. Of sentences they are the
+    model's own, "embedding" and "[CLS]".
 
     Args:
         inputs: (n, ...).
@@ -35,6 +36,9 @@ class Spaces:
 
     def __init__(self, inputs: Tensor, y: Tensor) -> None:
         self.inputs, self.y = inputs, y.cpu()
+        self._input: dict[str, Tensor] = {}
+        if not inputs.is_floating_point():  # tokens, whose numbers mean nothing
+            return
         pixels = inputs[0].numel()
         self._input = {
             "input": distance(inputs),

@@ -91,6 +91,7 @@ OTHERS = {
     "subset": 5,
     "attribution": True,
     "batch_norm": True,
+    "distances": True,
     "stopping_losses": (0.3, 0.1),
 }
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import stiffkit
+from stiffkit.distances import representations
 from stiffkit.sentences import RELATIONS, Pairs, toy_nli
 
 pytest.importorskip("transformers")
@@ -82,6 +83,20 @@ def test_padding_that_is_cut_off_changes_nothing(tiny):
         torch.testing.assert_close(model(x[:9]), whole[:9], atol=1e-6, rtol=1e-5)
         mixed = torch.tensor([59, 3, 30])
         torch.testing.assert_close(model(x[mixed]), whole[mixed], atol=1e-6, rtol=1e-5)
+
+
+def test_representations_are_of_each_pair_by_itself(tiny):
+    model, _, (x, _) = tiny
+    found = representations(model.train(), x)
+    assert model.training
+    assert list(found) == ["embedding", "[CLS]"]
+    model.eval()
+    with torch.no_grad():
+        for k in (0, 30, 59):
+            tokens = dict(zip(model.inputs, x[k : k + 1, :, : x[k, -1].sum()].unbind(1), strict=True))
+            states = model.transformer.bert(**tokens, output_hidden_states=True).hidden_states
+            torch.testing.assert_close(found["embedding"][k], states[0][0].mean(dim=0), atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(found["[CLS]"][k], states[-1][0, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_gradients_are_those_of_each_pair_by_itself(tiny):

@@ -16,6 +16,7 @@ pytest.importorskip("transformers")
 
 TINY = {"dataset": "toy_nli", "model": "tiny", "initialisation": "random", "optimizer": "adamw", "points": 12}
 RUN = TINY | {"epochs": 0.2, "checkpoints": (0, 160, 384), "seed": 1, "arithmetics": ("exact",), "attribution": True}
+RUN |= {"distances": True}
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,13 @@ def test_a_run_has_what_a_run_of_images_has(run):
     assert run.layer.values.tolist() == [1, 2, 3, 4], "embeddings, two layers, and the head"
     assert np.isfinite(run.layer_within).all()
     assert run.stiffness.sizes["class_a"] == 3
+
+
+def test_a_run_has_curves_in_the_models_own_spaces(run):
+    assert run.space.values.tolist() == ["embedding", "[CLS]"]
+    assert run["curve"].dims[:2] == ("images", "space")
+    assert (run["count"].sum(["pairs", "distance"]) == 12 * 11).all()
+    assert (run.observed.sel(end="near") < run.observed.sel(end="far")).all()
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_numbers(run, own_folders, monkeypatch):
