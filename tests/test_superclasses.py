@@ -111,7 +111,8 @@ def test_parameters_that_make_no_sense_are_refused(values, words):
 def test_the_parameters_are_the_ledgers_runs():
     for name, values in (
         ("cifar100", {}),
-        ("cifar100_resnet20", {"model": "resnet20"}),
+        ("cifar100_resnet20", {"model": "resnet20", "learning_rate": 3e-4}),
+        ("cifar100_resnet20_fast", {"model": "resnet20", "seeds": 1}),
         ("cifar100_resnet20_norm", {"model": "resnet20", "batch_norm": True}),
     ):
         assert Superclasses.check(values).experiments == OWN[name].experiments()
