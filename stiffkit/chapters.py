@@ -421,7 +421,7 @@ class Superclasses(Series):
 
     def _grouped(self, schedule: str = "few", **fields: Any) -> list[Experiment]:
         own = {"model": "cnn_v1", "epochs": 20.0, "points": SCALES[self.dataset].points, "seeds": 3}
-        own |= {"epochs": 12.0} if self.model == "resnet20" else {}
+        own |= {"epochs": 12.0} if self.model == "resnet20" else {"seeds": 5}
         own |= {"model": "fc", "seeds": 2} if self.dataset == "hierarchy" else {}
         norm = {"batch_norm": True} if self.batch_norm else {}
         return self._one_a_seed(own, schedule=schedule, attribution=False, every=0, **norm, **fields)

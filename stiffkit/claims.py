@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stiffkit import results
 from stiffkit.chapters import Chapter, rounded
-from stiffkit.endpoints import ALLOWED, QUANTITIES
+from stiffkit.endpoints import ALLOWED, QUANTITIES, has_learnt
 from stiffkit.experiment import Experiment
 from stiffkit.measurement import SPOKEN
 from stiffkit.results import book
@@ -133,6 +133,7 @@ class Runs(_Entry):
     experiment: dict[str, Any]
     axes: dict[str, tuple[Any, ...]] = Field({}, description="fields with all of their values")
     seeds: int = Field(ge=1)
+    only_learnt: bool = Field(False, description="seeds that have not learnt anything are left out")
 
     @model_validator(mode="after")
     def _can_be_run(self) -> Self:
@@ -351,15 +352,19 @@ def _over_datasets(verdicts: Iterable[str]) -> str:
 def recorded_runs(ledger: Ledger, names: Iterable[str] | None = None) -> dict[str, xr.Dataset]:
     """The recorded runs of each entry of `runs`, or of those named, side by side along its axes and `seed`.
 
-    Seeds of which a run is missing are left out, entries without a seed as well.
+    Seeds of which a run is missing are left out, and of entries that say so those that have not learnt; entries without
+    a seed as well.
     """
     found = {}
     for name in ledger.runs if names is None else names:
         runs = ledger.runs[name]
         of_seeds = [list(map(results.find_recorded, runs.of_seed(seed))) for seed in range(1, runs.seeds + 1)]
         there = [run for own in of_seeds if all(run is not None for run in own) for run in own]
-        if there:
-            found[name] = results.side_by_side(there, *runs.axes, "seed")
+        together = results.side_by_side(there, *runs.axes, "seed") if there else xr.Dataset({}, {"seed": []})
+        if there and runs.only_learnt:
+            together = together.sel(seed=has_learnt(together))
+        if together.sizes["seed"]:
+            found[name] = together
     return found
 
 

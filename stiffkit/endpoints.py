@@ -50,6 +50,12 @@ def window(runs: xr.Dataset, name: str) -> xr.Dataset:
     return runs.isel(images=chosen.values.nonzero()[0])
 
 
+def has_learnt(runs: xr.Dataset) -> xr.DataArray:
+    r"""Which seeds have learnt anything: whose training loss falls to 99 % of $\log K$, that of uniform answers."""
+    uniform = np.log(len(json.loads(runs.attrs["classes"])))
+    return runs.loss.sel(split="train", drop=True).min("images") < 0.99 * uniform
+
+
 def level(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str) -> xr.DataArray:
     """Mean over a window of `within`, `between`, or `diagonal`, which is within less between; `true_` by true class."""
     prefix = "true_" if variable.startswith("true_") else ""

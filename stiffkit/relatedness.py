@@ -10,6 +10,7 @@ import xarray as xr
 from stiffkit import claims
 from stiffkit.alignment import group_stiffness
 from stiffkit.chapters import ParameterError, Superclasses, rounded
+from stiffkit.endpoints import has_learnt
 from stiffkit.evolution import at_stages
 from stiffkit.regimes import MEASURES, REGIMES
 from stiffkit.statistics import grouping_test, partial_mantel
@@ -20,6 +21,8 @@ MEASURE_NAMES = {"sign": "sign", "cos": "cosine"}
 
 def results(p: Superclasses) -> xr.Dataset:
     """The runs of chapter 4, side by side along `seed`: recorded, cached, or computed now.
+
+    Seeds that have not learnt are left out, unless none has; attribute `left_out` has their numbers.
 
     Raises:
         TooLongError: before anything is computed, if that would take longer than `p.max_minutes`.
@@ -33,7 +36,10 @@ def results(p: Superclasses) -> xr.Dataset:
             f"no run of {p.dataset} with these parameters is recorded or in the cache. The sweeps book/sweeps/04_*.yml "
             "compute the planned ones: .venv/bin/stiffkit sweep FILE"
         )
-    return runs
+    learnt = has_learnt(runs)
+    if not learnt.any():
+        return runs.assign_attrs(left_out=[])
+    return runs.sel(seed=learnt).assign_attrs(left_out=runs.seed.values[~learnt].tolist())
 
 
 def classes(runs: xr.Dataset) -> list[str]:
@@ -48,12 +54,15 @@ def description(p: Superclasses, runs: xr.Dataset) -> str:
     norm = " with batch norm" if training.batch_norm else ""
     last = 100 * runs.accuracy.isel(images=-1)
     known = {split: claims.over_seeds(last.sel(split=split), 0) for split in ("train", "validation")}
-    scale = claims.over_seeds(runs.logit_scale.sel(part="val").isel(images=0))
+    scale = claims.over_seeds(runs.logit_scale.sel(part="val").isel(images=0), 3)
+    left_out = runs.attrs["left_out"]
+    who = f"{'seed' if len(left_out) == 1 else 'seeds'} {', '.join(map(str, left_out))}"
     return (
         f"Shown here: `{training.dataset}`, network `{training.model}`{norm}, {training.epochs:g} epochs, {seeds} "
         f"{'seed' if seeds == 1 else 'seeds'}, {points} + {points} images ({runs.source}). At the end it knows "
         f"{known['train']} % of the training images and {known['validation']} % of the validation images. Before "
         f"training the standard deviation of an image's logits is {scale}."
+        + (f" Left out: {who}, whose loss stays at that of uniform answers throughout." if left_out else "")
     )
 
 

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stiffkit import claims, results
+from stiffkit import claims, endpoints, results
 from stiffkit.attribution import PAIRS
 from stiffkit.claims import (
     CONTRADICTED,
@@ -591,6 +591,25 @@ def test_only_recorded_runs_judge(tmp_path, monkeypatch, written):
     results.pack("02_b", ["*"])
     assert claims.recorded_runs(ledger)["digits"].seed.values.tolist() == [1, 2, 3, 4, 5]
     assert [j.verdict for j in judge_all(ledger)] == [REPRODUCED, REPRODUCED]
+
+
+def test_seeds_that_have_not_learnt_judge_only_where_they_may(tmp_path, monkeypatch, written):
+    monkeypatch.setenv("STIFFKIT_BOOK", str(tmp_path / "book"))
+    monkeypatch.setenv("STIFFKIT_CACHE", str(tmp_path / "cache"))
+    entries = LEDGER["runs"] | {"learnt": LEDGER["runs"]["digits"] | {"only_learnt": True}}
+    ledger = written(LEDGER | {"runs": entries})
+    runs = made_up(about(0.9)).assign_attrs(
+        training_version=TRAINING_VERSION, measurement_version=MEASUREMENT_VERSION, classes=json.dumps([*"abc"])
+    )
+    end = xr.DataArray([0.5, math.log(3), 0.995 * math.log(3), 0.98 * math.log(3), 2.0], {"seed": runs.seed}, "seed")
+    loss = xr.where(runs.images == 0, math.log(3), end).expand_dims(split=["train"])
+    runs = runs.assign(loss=loss, stiffness=xr.zeros_like(runs.within))
+    assert endpoints.has_learnt(runs).values.tolist() == [True, False, False, True, False]
+    for k, experiment in enumerate(ledger.runs["digits"].experiments()):
+        results.save(experiment, runs.isel(seed=k, drop=True))
+    results.pack("01_a", ["*"])
+    found = claims.recorded_runs(ledger)
+    assert {name: r.seed.values.tolist() for name, r in found.items()} == {"digits": [1, 2, 3, 4, 5], "learnt": [1, 4]}
 
 
 # ----------------------------------------------------------------------------------------------------------- the answer

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 import yaml
 
-from stiffkit import archives, claims, data, group_stiffness, hovering, relatedness, results
+from stiffkit import archives, claims, data, group_stiffness, hovering, relatedness, results, sentences
 from stiffkit.chapters import ParameterError, Superclasses
 from stiffkit.endpoints import beyond_inputs, realm_excess, superclass_excess
 from stiffkit.experiment import SCALES, Experiment
@@ -83,7 +83,7 @@ def test_scales_are_those_of_the_data():
         assert (len(loaded.train[1]), len(loaded.classes)) == (scale.images, scale.classes)
         for most in (scale.points, scale.most):
             assert len(data.balanced_subset(loaded.validation[1], most, 1)) == most
-    assert set(SCALES) == set(data.NAMES)
+    assert set(SCALES) == {*data.NAMES, *sentences.NAMES}
 
 
 # Parameters and runs
@@ -201,6 +201,19 @@ def test_other_arithmetics_are_measured_at_the_end_alone(shown):
     clipped = runs.within.sel(arithmetic="keras2019").isel(seed=0, regime=0, measure=0)
     assert clipped.notnull().values.tolist() == [False] * (runs.sizes["images"] - 1) + [True]
     assert runs.within.sel(arithmetic="exact").notnull().all()
+
+
+def test_seeds_that_have_not_learnt_are_left_out_and_named(shown, monkeypatch):
+    p, runs, _ = shown
+    uniform = np.log(24)
+    loss = runs.loss.where(runs.seed == 1, uniform).where((runs.seed == 2) | (runs.images == 0), 1.0)
+    for learnt, seeds, left_out in ((loss, [1], [2]), (0 * loss + uniform, [1, 2], [])):
+        monkeypatch.setattr(Superclasses, "found", lambda *_, learnt=learnt: runs.assign(loss=learnt))
+        found = relatedness.results(p)
+        assert (found.seed.values.tolist(), found.attrs["left_out"]) == (seeds, left_out)
+    monkeypatch.setattr(Superclasses, "found", lambda *_: runs.assign(loss=loss))
+    assert "Left out: seed 2, whose loss" in relatedness.description(p, relatedness.results(p))
+    assert "Left out" not in relatedness.description(p, runs.assign_attrs(left_out=[]))
 
 
 def test_matrices_are_ordered_and_named(shown):
