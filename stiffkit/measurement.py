@@ -35,6 +35,20 @@ SPOKEN = {  # what figures and tables call them
 GAP = 16.0  # the logit gap beyond which float32 loses 1 - p, and clipping makes the gradient zero
 AGREEMENT = ("same", "other")  # of the labels of a pair
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+COMPANIONS = (  # of stiffness, and the dimensions that they alone have: chapter 2 shows them, others leave them out
+    "centred_within",
+    "centred_between",
+    "centring",
+    "weighted_within",
+    "weighted_between",
+    "weighting",
+    "within_share",
+    "points_for_90",
+    "disparity",
+    "gradient_norm",
+    "mean_norm",
+    "wrong_sign",
+)
 BATCHES = 10  # of the training points, for gradient disparity
 
 

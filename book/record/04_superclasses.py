@@ -11,23 +11,13 @@ import sys
 
 from stiffkit import claims
 from stiffkit.chapters import Superclasses
+from stiffkit.measurement import COMPANIONS
 
-LEAVE_OUT = (  # chapter 2 shows them of ten classes, or nothing does
-    "centred_within",
-    "centred_between",
-    "weighted_within",
-    "weighted_between",
-    "within_share",
-    "points_for_90",
-    "disparity",
-    "gradient_norm",
-    "mean_norm",
+LEAVE_OUT = (
+    *COMPANIONS,
     "coherence",
-    "wrong_sign",
     "batch_loss",
     "crossed",
-    "centring",
-    "weighting",
 )
 
 if __name__ == "__main__":
