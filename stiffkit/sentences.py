@@ -137,7 +137,9 @@ def _fetch_into(folder: Path) -> None:
     try:
         from datasets import load_dataset
     except ImportError:
-        raise ImportError(f"MNLI is not here, and fetching it needs datasets (pip install datasets). {how}") from None
+        raise ImportError(
+            f"MNLI is not here, and fetching it needs datasets (pip install 'stiffkit[text]'). {how}"
+        ) from None
     unpacked = folder / ".part"
     shutil.rmtree(unpacked, ignore_errors=True)  # what a killed process left: whoever is here holds the lock
     unpacked.mkdir()

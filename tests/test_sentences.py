@@ -156,7 +156,7 @@ def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(folder, monkey
         fetch()
     assert [path.name for path in folder.iterdir() if path.name != ".lock"] == []
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install datasets.*STIFFKIT_DATA"):
+    with pytest.raises(ImportError, match=r"pip install 'stiffkit\[text\]'.*STIFFKIT_DATA"):
         load_pairs("mnli")
 
 
