@@ -1,4 +1,4 @@
-"""What is needed of torchvision: importing it, and downloading its data sets.
+"""What is needed of torchvision: importing it, transformers after it, and downloading its data sets.
 
 Where its wheel is linked against CUDA and torch is the CPU-only one, `import torchvision` fails with "operator
 torchvision::nms does not exist", and transformers' models then fail to import with a misleading message. With the
@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -51,6 +51,23 @@ def import_torchvision() -> ModuleType:
         library.define(name + schema)
     _keep_alive.append(library)
     return importlib.import_module("torchvision")
+
+
+def import_transformers() -> ModuleType:
+    """Return the module transformers, whose models want torchvision to be imported before.
+
+    Raises:
+        ImportError: transformers is not installed; the message has the pip command.
+
+    """
+    with suppress(ImportError):  # it does without torchvision, but not with one that fails to import
+        import_torchvision()
+    try:
+        return importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ImportError("models of sentences need transformers: pip install 'stiffkit[text]'") from None
 
 
 def download(dataset: str, folder: Path) -> dict[str, np.ndarray]:

@@ -6,14 +6,13 @@ images: a row for each input that the tokenizer makes, tokens first, the mask la
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from stiffkit._torchvision import import_torchvision
+from stiffkit._torchvision import import_transformers
 from stiffkit.data import Dataset
 from stiffkit.measuring import undisturbed
 from stiffkit.sentences import RELATIONS, Pairs, checksum, load_pairs
@@ -197,7 +196,7 @@ def build_classifier(name: str, tokenizer: Any, seed: int, *, pretrained: bool =
         elif pretrained:
             transformer = _loaded("AutoModelForSequenceClassification", name, **_labels_of(name))
         else:
-            transformers = _transformers()
+            transformers = import_transformers()
             config = _loaded("AutoConfig", name, **_labels_of(name))
             transformer = transformers.AutoModelForSequenceClassification.from_config(config)
     return PairClassifier(transformer, inputs_of(tokenizer)).eval()
@@ -215,7 +214,7 @@ def _positions(config: Any) -> int:
 
 def _of_words(pairs: Pairs | None) -> Any:
     """A tokenizer that knows each word of some pairs."""
-    transformers = _transformers()
+    transformers = import_transformers()
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -237,7 +236,7 @@ def _split(text: str) -> list[str]:
 
 
 def _tiny(words: int) -> nn.Module:
-    transformers = _transformers()
+    transformers = import_transformers()
     config = transformers.BertConfig(vocab_size=words, num_labels=len(RELATIONS), **TINY)
     return transformers.BertForSequenceClassification(config)
 
@@ -255,19 +254,9 @@ def _labels_of(name: str) -> dict[str, Any]:
     return {"num_labels": len(RELATIONS)}
 
 
-def _transformers() -> Any:
-    with suppress(ImportError):  # transformers does without torchvision, but not with one that fails to import
-        import_torchvision()
-    try:
-        import transformers
-    except ImportError:
-        raise ImportError("models of sentences need transformers: pip install 'stiffkit[text]'") from None
-    return transformers
-
-
 def _loaded(what: str, name: str, **options: Any) -> Any:
     """Something of a model, through one of transformers' Auto classes."""
-    transformers = _transformers()
+    transformers = import_transformers()
     place, revision = _place(name)
     try:
         with _quiet():
@@ -300,13 +289,13 @@ class _quiet:  # noqa: N801
     """Without transformers' bars and its report of weights that are new, which a classifier's always are."""
 
     def __enter__(self) -> None:
-        logging = _transformers().logging
+        logging = import_transformers().logging
         self.before: Mapping[str, Any] = {"level": logging.get_verbosity(), "bar": logging.is_progress_bar_enabled()}
         logging.set_verbosity_error()
         logging.disable_progress_bar()
 
     def __exit__(self, *_: object) -> None:
-        logging = _transformers().logging
+        logging = import_transformers().logging
         logging.set_verbosity(self.before["level"])
         if self.before["bar"]:
             logging.enable_progress_bar()
