@@ -17,7 +17,7 @@ from stiffkit.lengths import DEFINITIONS, decay, logarithms
 from stiffkit.measurement import ARITHMETICS
 from stiffkit.regimes import MEASURES, REGIMES
 from stiffkit.spaces import POOLED
-from stiffkit.statistics import partial_mantel
+from stiffkit.statistics import all_alike, partial_mantel
 from stiffkit.superclasses import superclass_of
 
 WINDOWS = ("start", "early", "learning", "late", "last")
@@ -123,7 +123,7 @@ def _excess(runs: xr.Dataset, prefix: str, measure: str, regime: str, at: str) -
 def beyond_inputs(runs: xr.Dataset, measure: str, regime: str, at: str) -> xr.DataArray:
     """What superclasses explain of a class matrix beyond the inputs' similarity and the matrix before training.
 
-    The partial correlation of `partial_mantel`, run by run, exact gradients.
+    The partial correlation of `partial_mantel`, run by run, exact gradients; NaN where all cells are alike.
     """
     groups = superclass_of(json.loads(runs.attrs["classes"]))
     C = runs.stiffness.sel(arithmetic="exact", measure=measure, regime=regime)
@@ -131,13 +131,12 @@ def beyond_inputs(runs: xr.Dataset, measure: str, regime: str, at: str) -> xr.Da
         window(C.to_dataset(name="C").assign(epochs=runs.epochs), w).C.isel(images=-1) for w in (at, "start")
     )
     inputs = runs.input_similarity.sel(regime=regime)
-    found = [
-        partial_mantel(
-            late.sel(seed=seed), groups, [inputs.sel(seed=seed), start.sel(seed=seed)], permutations=2
-        ).observed
-        for seed in runs.seed.values
-    ]
-    return xr.DataArray([float(value) for value in found], {"seed": runs.seed.values})
+    found = []
+    for seed in runs.seed.values:
+        own, *controls = (matrix.sel(seed=seed) for matrix in (late, inputs, start))
+        test = None if all_alike(own) else partial_mantel(own, groups, controls, permutations=2)
+        found.append(np.nan if test is None else float(test.observed))
+    return xr.DataArray(found, {"seed": runs.seed.values})
 
 
 def least_of_last_layer(runs: xr.Dataset, measure: str, regime: str) -> xr.DataArray:

@@ -13,7 +13,7 @@ from stiffkit.chapters import ParameterError, Superclasses, rounded
 from stiffkit.endpoints import has_learnt
 from stiffkit.evolution import at_stages
 from stiffkit.regimes import MEASURES, REGIMES
-from stiffkit.statistics import grouping_test, partial_mantel
+from stiffkit.statistics import all_alike, grouping_test, partial_mantel
 from stiffkit.superclasses import KINDS, REALMS, realm_of, realm_of_superclass, superclass_of
 
 MEASURE_NAMES = {"sign": "sign", "cos": "cosine"}
@@ -128,7 +128,8 @@ def chance(test: xr.Dataset) -> str:
 def beyond(p: Superclasses, sets: Mapping[str, xr.Dataset], regime: str = "val-val") -> pd.DataFrame:
     """Superclasses at the end, beyond what inputs, and the matrix before training, explain: partial Mantel tests.
 
-    Matrices are averaged over seeds first; how many is in each row.
+    Matrices are averaged over seeds first; how many is in each row. Where all classes are alike to each other nothing is
+    left to explain.
     """
     rows = {}
     for name, runs in sets.items():
@@ -142,8 +143,11 @@ def beyond(p: Superclasses, sets: Mapping[str, xr.Dataset], regime: str = "val-v
                 ("beyond the inputs", [inputs]),
                 ("and the start", [inputs, start]),
             ):
-                test = partial_mantel(late, C.superclass.values, controls, permutations=p.permutations)
-                cells[f"correlation {title}"], cells[f"p {title}"] = rounded(test.observed), chance(test)
+                said = "all cells alike", ""
+                if not all_alike(late):
+                    test = partial_mantel(late, C.superclass.values, controls, permutations=p.permutations)
+                    said = rounded(test.observed), chance(test)
+                cells[f"correlation {title}"], cells[f"p {title}"] = said
             seeds = {"seeds": str(runs.sizes["seed"])}
             rows[f"{name}, {MEASURE_NAMES[measure]}"] = cells | seeds
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("runs")

@@ -142,6 +142,11 @@ def partial_mantel(
     return _permuted(C, groups, statistic, permutations, seed)
 
 
+def all_alike(C: xr.DataArray) -> bool:
+    """Whether all classes are alike to each other, as far as float32 tells: a network that answers uniformly."""
+    return bool(np.ptp(_off_diagonal(C)) < 1e-6)
+
+
 def _off_diagonal(C: xr.DataArray) -> np.ndarray:
     values = C.transpose("class_a", "class_b").values.astype(float)
     return values[~np.eye(len(values), dtype=bool)]

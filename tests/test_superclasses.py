@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 import yaml
 
-from stiffkit import archives, claims, data, group_stiffness, hovering, relatedness, results, sentences
+from stiffkit import archives, claims, data, endpoints, group_stiffness, hovering, relatedness, results, sentences
 from stiffkit.chapters import ParameterError, Superclasses
 from stiffkit.endpoints import beyond_inputs, realm_excess, superclass_excess
 from stiffkit.experiment import SCALES, Experiment
@@ -214,6 +214,18 @@ def test_seeds_that_have_not_learnt_are_left_out_and_named(shown, monkeypatch):
     monkeypatch.setattr(Superclasses, "found", lambda *_: runs.assign(loss=loss))
     assert "Left out: seed 2, whose loss" in relatedness.description(p, relatedness.results(p))
     assert "Left out" not in relatedness.description(p, runs.assign_attrs(left_out=[]))
+
+
+def test_where_all_classes_are_alike_nothing_is_left_to_explain(shown):
+    p, runs, _ = shown
+    last = runs.images == runs.images[-1]
+    uniform = runs.assign(stiffness=runs.stiffness.where(~last, -1 / 23))
+    table = relatedness.beyond(p, {"true labels": runs, "labels shuffled": uniform})
+    assert set(table.loc["labels shuffled, sign"]) == {"all cells alike", "", "2"}
+    assert float(table.loc["true labels, sign", "correlation alone"].replace("\N{MINUS SIGN}", "-"))
+    found = endpoints.beyond_inputs(uniform, "cos", "val-val", "late")
+    assert found.isnull().all()
+    assert endpoints.beyond_inputs(runs, "cos", "val-val", "late").notnull().all()
 
 
 def test_matrices_are_ordered_and_named(shown):
