@@ -128,8 +128,8 @@ def chance(test: xr.Dataset) -> str:
 def beyond(p: Superclasses, sets: Mapping[str, xr.Dataset], regime: str = "val-val") -> pd.DataFrame:
     """Superclasses at the end, beyond what inputs, and the matrix before training, explain: partial Mantel tests.
 
-    Matrices are averaged over seeds first; how many is in each row. Where all classes are alike to each other nothing is
-    left to explain.
+    Matrices are averaged over seeds first; how many is in each row. Where all classes are alike to each other nothing
+    is left to explain.
     """
     rows = {}
     for name, runs in sets.items():

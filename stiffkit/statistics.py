@@ -143,8 +143,8 @@ def partial_mantel(
 
 
 def all_alike(C: xr.DataArray) -> bool:
-    """Whether all classes are alike to each other, as far as float32 tells: a network that answers uniformly."""
-    return bool(np.ptp(_off_diagonal(C)) < 1e-6)
+    """Whether all classes are alike to each other, to 1/500: a network that answers uniformly."""
+    return bool(np.ptp(_off_diagonal(C)) < 1 / 500)
 
 
 def _off_diagonal(C: xr.DataArray) -> np.ndarray:

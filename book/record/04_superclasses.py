@@ -16,6 +16,9 @@ from stiffkit.measurement import COMPANIONS
 LEAVE_OUT = (
     *COMPANIONS,
     "coherence",
+    "true_stiffness",
+    "true_within",
+    "true_between",
     "batch_loss",
     "crossed",
 )
