@@ -165,7 +165,7 @@ class Training(_Part):
     dtype: Literal["float32", "float64"] = Field("float32", description="of weights, images and optimiser")
     train_size: int = Field(0, ge=0, description="training images, as many of each class; 0: all of them")
     label_noise: float = Field(0.0, ge=0, le=1, description="share of the labels that are permuted among themselves")
-    schedule: Literal["standard", "sparse", "few", "ends", "geometric"] = Field(
+    schedule: Literal["standard", "sparse", "few", "ends", "doubling", "geometric"] = Field(
         "standard", description="of the checkpoints"
     )
     batch_norm: bool = Field(False, description="after the convolutions of resnet20")
@@ -209,15 +209,19 @@ class Training(_Part):
 
         The standard schedule: before training, at 1,600 images, each quarter of an epoch up to the fifth, then each
         epoch, at 42 % of the run, and at its end. The sparse one has half as many: of the quarters the first and those
-        from the fourth to the thirteenth in steps of two, then every third epoch, but each of the last ten. The few
-        are twelve: before training, 1,600 images, a quarter, half and a whole epoch, and 10, 15, 25, 42, 60, 80 and
-        100 % of the run; the ends are the first and the last of them. The geometric schedule, for averages at equal
-        loss: before training, and from the end back to a fortieth of an epoch, each at 25/26 of the next: 25 or 26 of
-        them while the images seen grow e times.
+        from the fourth to the thirteenth in steps of two, then every third epoch, but each of the last ten. The few are
+        twelve: before training, 1,600 images, a quarter, half and a whole epoch, and 10, 15, 25, 42, 60, 80 and 100 %
+        of the run; the ends are the first and the last of them. Doubling: before training, 1,600 images, half an epoch,
+        and each doubling of it up to the end. The geometric schedule, for averages at equal loss: before training, and
+        from the end back to a fortieth of an epoch, each at 25/26 of the next: 25 or 26 of them while the images seen
+        grow e times.
         """
         if self.checkpoints:
             return list(self.checkpoints)
         end, last, sparse = ceil(self.epochs * n), int(self.epochs), self.schedule == "sparse"
+        if self.schedule == "doubling":
+            doubled = takewhile(lambda k: k < end, (ceil(n / 2) * 2**k for k in count()))
+            return sorted(k for k in {0, EARLY, *doubled, end} if k <= end)
         if self.schedule == "ends":
             return [0, end]
         if self.schedule == "few":
