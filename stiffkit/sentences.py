@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -206,7 +206,8 @@ def _pair(line: str) -> tuple[str, str, int] | str:
     return (*sentences, RELATIONS.index(label)) if all(sentences) else "with an empty sentence"
 
 
-class Statement(NamedTuple):
+@dataclass(frozen=True)
+class Statement:
     """What a sentence says: how many of a group do something, or do not.
 
     Attributes:
