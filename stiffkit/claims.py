@@ -452,6 +452,8 @@ def found(judgement: Judgement, ledger: Ledger, *, verdicts: bool = True) -> str
 def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> str:
     """What the front page and the README show: the answer, its figure, one plain row a claim, what was not checked.
 
+    Claims that nothing was run for are counted; the table of all of them has them.
+
     Args:
         judgements: of the whole ledger.
         ledger: they belong to.
@@ -459,6 +461,7 @@ def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> 
 
     """
     judgements = list(judgements)
+    judged = [j for j in judgements if j.verdict != NOT_RUN]
     lines = [
         f"**{answer(ledger, judgements)}**",
         "",
@@ -467,21 +470,24 @@ def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> 
         "Within classes (blue) and between classes (orange), by sign: exact gradients solid, gradients of a clipped "
         "loss dotted, least validation loss marked. Brackets below are 95 % t intervals over seeds.",
         "",
-        "| claim | v1 said | v2 (ICLR) or v3 said | we find | chapter |",
+        "| claim | we find | v1 said | v2 (ICLR) or v3 said | chapter |",
         "|---|---|---|---|---|",
     ]
-    for j in judgements:
+    for j in judged:
         c = j.claim
         if not c.ours:
             what = found(j, ledger, verdicts=j.verdict == MIXED)
             later = "; ".join(filter(None, [c.v2 and f"{c.v2} (v2)", c.v3])) or DASH
-            lines.append(f"| {c.title} | {c.v1 or DASH} | {later} | **{j.verdict}**: {what} | {_link(c, folder)} |")
-    if ours := [j for j in judgements if j.claim.ours]:
+            lines.append(f"| {c.title} | **{j.verdict}**: {what} | {c.v1 or DASH} | {later} | {_link(c, folder)} |")
+    if ours := [j for j in judged if j.claim.ours]:
         lines += ["", "Questions of our own:", "", "| question | we find | chapter |", "|---|---|---|"]
     for j in ours:
         what = found(j, ledger, verdicts=j.verdict == MIXED)
         lines.append(f"| {j.claim.title} | **{j.verdict}**: {what} | {_link(j.claim, folder)} |")
-    lines += ["", f"Runs so far: {seeds_so_far(judgements, ledger)}."]
+    if waiting := [j for j in judgements if j.verdict == NOT_RUN]:
+        chapters = ", ".join(map(str, sorted({j.claim.chapter for j in waiting})))
+        lines += ["", f"Claims whose runs are planned and not done: {len(waiting)}, of chapters {chapters}."]
+    lines += ["", f"Runs so far: {seeds_so_far(judged, ledger)}."]
     return "\n".join([*lines, "", f"Not checked: {ledger.unchecked[0].lower()}{ledger.unchecked[1:]}"])
 
 

@@ -712,6 +712,16 @@ def test_tables_have_a_row_for_every_claim(written):
     assert claims.said(found, ledger, "second").startswith("* The second claim: **mixed** (exploratory). Digits 0.90")
 
 
+def test_claims_that_were_not_run_are_counted_on_the_front_page_and_listed_on_their_own(written):
+    ledger = written(LEDGER)
+    found = [judge(ledger.claims[0], {"digits": made_up(YES)}), judge(ledger.claims[1], {})]
+    front = claims.front(found, ledger)
+    assert "| The first claim | **reproduced**: Digits 0.90 [0.88, 0.92] |" in front
+    assert "The second claim" not in front
+    assert "Claims whose runs are planned and not done: 1, of chapters 2." in front
+    assert "The second claim" in claims.table(found, ledger)
+
+
 def test_questions_of_our_own_have_a_table_of_their_own(written):
     entries = changed((*SECOND, "ours"), "is it so")
     del entries["claims"][1]["v1"]
