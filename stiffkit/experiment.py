@@ -187,6 +187,10 @@ class Training(_Part):
         allowed = PRETRAINED if self.dataset in sentences.NAMES else INITIALISATIONS
         if self.initialisation not in allowed:
             raise ValueError(f"'initialisation' = {self.initialisation!r}: {self.dataset} allows {', '.join(allowed)}")
+        of_images = ("sphere", "activation", "dtype")
+        chosen = [name for name in of_images if getattr(self, name) != type(self).model_fields[name].default]
+        if self.dataset in sentences.NAMES and chosen:
+            raise ValueError(f"'{chosen[0]}' is an option of networks that read images, {self.dataset} has none")
         if self.model == "tiny" and self.initialisation == "pretrained":
             raise ValueError("'initialisation' = 'pretrained': tiny has random weights alone: take random, or minilm")
         return self
@@ -435,9 +439,8 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
     spaces = {e: Spaces(*points[e][1]) for e in experiments if e.measurement.has_spaces}
     model = _model(training, dataset)
     dtype = getattr(torch, training.dtype)
-    model = model.train().to(
-        device, dtype, memory_format=torch.channels_last
-    )  # trains convolutions a fifth faster on a CPU
+    layout = torch.channels_last  # trains convolutions a fifth faster on a CPU
+    model = model.train().to(device, dtype, memory_format=layout)
     due = training.reached(len(dataset.train[1]))
     run = stopped.find(training.key, [e.identity for e in experiments], _made_with(dataset, device))
     diverged, mark = False, time.perf_counter()

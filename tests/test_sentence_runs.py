@@ -87,6 +87,8 @@ def test_sections_add_up_to_the_whole():
         ({"points": 13}, "toy_nli allows multiples of 3"),
         ({"dataset": "mnist"}, "allowed are fc, cnn, cnn_v1, resnet20"),
         ({"dataset": "mnist", "model": "fc"}, "'initialisation' = 'random': mnist allows keras, torch"),
+        ({"activation": "tanh"}, "'activation' is an option of networks that read images, toy_nli has none"),
+        ({"sphere": False}, "'sphere' is an option of networks that read images"),
         ({"optimizer": "rmsprop"}, "adamw"),
         ({"clip": -1}, "clip"),
     ],
