@@ -17,7 +17,7 @@ import yaml
 from stiffkit import archives, claims, data, endpoints, group_stiffness, hovering, relatedness, results, sentences
 from stiffkit.chapters import ParameterError, Superclasses
 from stiffkit.endpoints import beyond_inputs, realm_excess, superclass_excess
-from stiffkit.experiment import SCALES, Experiment
+from stiffkit.experiment import SCALES, Experiment, stages
 from stiffkit.measurement import input_similarity, measure, measured_points
 from stiffkit.models import build_model
 from stiffkit.statistics import partial_mantel
@@ -378,7 +378,8 @@ def test_recorded_runs_are_whole_official_and_say_where_they_come_from(name):
         assert run.attrs["diverged"] == 0
         exact = run.sel(arithmetic="exact")
         assert not exact[["within", "related", "unrelated", "loss", "accuracy"]].isnull().to_array().any()
-        assert exact.stiffness.dropna("images", how="all").sizes["images"] == 4
+        kept = exact.stiffness.sel(regime="val-val").notnull().all(["measure", "class_a", "class_b"])
+        assert run.images[kept].values.tolist() == stages(run.images.values)
         assert not run.input_similarity.isnull().any()
 
 
