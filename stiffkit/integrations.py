@@ -71,4 +71,6 @@ class StiffnessCallback(transformers.TrainerCallback):
         for measure in MEASURES:
             means = within_between(class_stiffness(stiffness(gram, measure), y))
             found |= {f"stiffness_{kind}_{measure}": float(means[kind]) for kind in ("within", "between")}
+        wanted = self.trainer.control.should_log  # logging puts it off, and the Trainer's own loss would not be logged
         self.trainer.log(found)
+        self.trainer.control.should_log = wanted

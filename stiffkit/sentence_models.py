@@ -75,7 +75,7 @@ class PairClassifier(nn.Module):
         """Where a module is, by its name: "embeddings", "layer 1", ... of the encoder, or the "head" on top."""
         if "embeddings." in name:
             return "embeddings"
-        number = re.search(r"\blayers?\.(\d+)\.", name)
+        number = re.search(r"(?:\b|_)(?:layers?|h)\.(\d+)\.", name)
         return f"layer {int(number[1]) + 1}" if number else "head"
 
 
@@ -100,6 +100,7 @@ def tokenizer_of(name: str, pairs: Pairs | None = None) -> Any:
             f"the tokenizer of {name!r} has no padding token, which pairs of different lengths need: save a copy whose "
             "pad_token is set, and give its folder"
         )
+    tokenizer.padding_side = "right"  # where padding is cut off
     return tokenizer
 
 
@@ -250,6 +251,12 @@ def _labels_of(name: str) -> dict[str, Any]:
         raise ValueError(
             f"{name!r} was trained to tell {config.num_labels} labels apart, and pairs have {len(RELATIONS)} "
             f"({', '.join(RELATIONS)}): give a model without a classifier, or one for these"
+        )
+    labels = [str(config.id2label[k]).lower() for k in range(len(RELATIONS))] if classifies else []
+    if classifies and labels not in (list(RELATIONS), [f"label_{k}" for k in range(len(RELATIONS))]):
+        raise ValueError(
+            f"{name!r} was trained for the labels {', '.join(labels)}, in this order, and pairs have "
+            f"{', '.join(RELATIONS)}: give a model without a classifier, or one for these"
         )
     return {"num_labels": len(RELATIONS)}
 

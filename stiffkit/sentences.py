@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -144,11 +145,12 @@ def _fetch_into(folder: Path) -> None:
     shutil.rmtree(unpacked, ignore_errors=True)  # what a killed process left: whoever is here holds the lock
     unpacked.mkdir()
     try:
-        for part, split in FILES.items():
-            rows = load_dataset(HUB[0], revision=HUB[1], split=split)
+        missing = [part for part in FILES if _file(folder, part) is None]
+        for part in missing:
+            rows = load_dataset(HUB[0], revision=HUB[1], split=FILES[part])
             with gzip.open(unpacked / f"{part}.jsonl.gz", "wt", encoding="utf-8") as file:
                 file.writelines(json.dumps(_line(row)) + "\n" for row in rows)
-        for part in FILES:
+        for part in missing:
             os.replace(unpacked / f"{part}.jsonl.gz", folder / f"{part}.jsonl.gz")
     except Exception as error:  # of many libraries below
         raise FileNotFoundError(f"MNLI is not here and could not be fetched ({error}). {how}") from None
@@ -184,7 +186,7 @@ def read_pairs(path: Path) -> Pairs:
                 else:
                     sentences.append(found[:2])
                     labels.append(found[2])
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a file of JSON lines: {error}") from None
     if not labels:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "it is empty"

@@ -127,7 +127,8 @@ def _train(
     images, seen, total = begin, 0, torch.zeros((), device=targets.device)
     if due[:1] == [0]:
         yield Checkpoint(0, 0.0, float("nan"), False, model, optimizer)
-    draws = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    draws = inputs.dtype == torch.int64  # sequences: their models may drop out by a function
+    draws = draws or any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
     for batch in batches:
         if not due or images >= due[-1]:
             return

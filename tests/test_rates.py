@@ -34,7 +34,7 @@ SLOPES = {1: 0.10, 2: 0.12, 3: 0.14}  # a decade, by seed
         ({"stopping_losses": [0.3, -0.1]}, "losses above zero, each below the one before it"),
         ({"optimizer": "rmsprop"}, "adam"),
         ({"dataset": "cifar100"}, "cifar100"),
-        ({"arithmetic": "float16"}, "allowed are exact, float32, keras2019"),
+        ({"arithmetic": "float16"}, "allowed are exact, "),
         ({"points": 5}, "points"),
     ],
 )
@@ -42,7 +42,7 @@ def test_parameters_that_make_no_sense_are_refused(values, words):
     for chapter in (LearningRate, CriticalLength):
         with pytest.raises(ParameterError) as caught:
             chapter.check(values)
-        assert "arithmetic" in values or words in str(caught.value)
+        assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,44 @@ def test_a_folder_is_a_model_too_unless_it_tells_other_labels_apart(tiny, tmp_pa
         build_classifier(str(tmp_path / "two"), tokenizer, 1)
 
 
+def test_a_classifier_for_these_labels_in_another_order_is_refused(tiny, tmp_path):
+    model, tokenizer, _ = tiny
+    config = model.transformer.config
+    before = config.id2label
+    try:
+        for order, good in ((RELATIONS, True), (RELATIONS[::-1], False), (("negative", "neutral", "positive"), False)):
+            config.id2label = {k: name.upper() for k, name in enumerate(order)}
+            model.transformer.save_pretrained(tmp_path / order[0])
+            if good:
+                build_classifier(str(tmp_path / order[0]), tokenizer, 1)
+                continue
+            with pytest.raises(ValueError, match=f"was trained for the labels {order[0]}, .* in this order"):
+                build_classifier(str(tmp_path / order[0]), tokenizer, 1)
+    finally:
+        config.id2label = before
+
+
+def test_padding_is_on_the_right_whatever_the_tokenizer_says(tiny, tmp_path):
+    _, tokenizer, _ = tiny
+    tokenizer.padding_side = "left"
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer.padding_side = "right"
+    x, _ = encoded(PAIRS, tokenizer_of(str(tmp_path)), 64)
+    assert x[0, 2].tolist() == [1] * 7 + [0] * 5
+
+
+def test_sections_of_other_transformers(tiny):
+    model, *_ = tiny
+    named = {
+        "transformer.albert.encoder.albert_layer_groups.0.albert_layers.0.ffn": "layer 1",
+        "transformer.transformer.h.3.mlp.c_fc": "layer 4",
+        "transformer.distilbert.transformer.layer.2.ffn.lin1": "layer 3",
+        "transformer.roberta.embeddings.LayerNorm": "embeddings",
+        "transformer.score": "head",
+    }
+    assert {name: model.section(name) for name in named} == named
+
+
 def test_a_tokenizer_without_padding_is_refused(tmp_path):
     from transformers import PreTrainedTokenizerFast
 

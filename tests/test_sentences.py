@@ -86,7 +86,8 @@ def test_files_that_are_none_are_named(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(b"not compressed")
     whole = written(tmp_path / "c.jsonl.gz", LINES * 50).read_bytes()
     (tmp_path / "c.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz"):
+    (tmp_path / "d.jsonl.gz").write_bytes(whole[:40] + bytes(b ^ 0xFF for b in whole[40:60]) + whole[60:])
+    for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.gz", "d.jsonl.gz"):
         with pytest.raises(ValueError, match=f"{name} is not a file of JSON lines"):
             read_pairs(tmp_path / name)
 
@@ -148,6 +149,15 @@ def test_mnli_is_fetched_once_from_a_pinned_revision(folder, monkeypatch):
     assert fetch() == [train, matched]
     assert len(hub.asked) == 2
     assert sorted(path.name for path in folder.iterdir() if path.name != ".lock") == [matched.name, train.name]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.jsonl.gz"])
+def test_a_file_that_is_there_is_left_alone(folder, monkeypatch, name):
+    hub = Hub(monkeypatch)
+    before = written(folder / name, many(9, "mine")).read_bytes()
+    train, _ = fetch()
+    assert (train.name, train.read_bytes()) == (name, before)
+    assert [split for *_, split in hub.asked] == ["validation_matched"]
 
 
 def test_a_download_that_fails_leaves_nothing_and_says_what_to_do(folder, monkeypatch):
