@@ -360,8 +360,10 @@ def recorded_runs(ledger: Ledger, names: Iterable[str] | None = None) -> dict[st
         runs = ledger.runs[name]
         of_seeds = [list(map(results.find_recorded, runs.of_seed(seed))) for seed in range(1, runs.seeds + 1)]
         there = [run for own in of_seeds if all(run is not None for run in own) for run in own]
-        together = results.side_by_side(there, *runs.axes, "seed") if there else xr.Dataset({}, {"seed": []})
-        if there and runs.only_learnt:
+        if not there:
+            continue
+        together = results.side_by_side(there, *runs.axes, "seed")
+        if runs.only_learnt:
             together = together.sel(seed=has_learnt(together))
         if together.sizes["seed"]:
             found[name] = together

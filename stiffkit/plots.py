@@ -65,8 +65,7 @@ def step_checks(results: xr.Dataset, learning_rate: float, axes: Any = None) -> 
         axes: two; made if left out.
 
     """
-    if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(5.6, 3.0))
+    axes = in_a_row(axes, 2, 3.0)
     left, right = axes
     for colour, marker, stage in zip((BLUE, ORANGE), "os", results.stage.values, strict=True):
         here = results.sel(stage=stage)
@@ -527,9 +526,7 @@ def trained_and_measured(sets: Mapping[str, xr.Dataset], axes: Any = None) -> np
         axes: two; made if left out.
 
     """
-    if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(5.6, 1.3 + 0.5 * len(sets)), sharey=True)
-    axes = np.ravel(axes)
+    axes = in_a_row(axes, 2, 1.3 + 0.5 * len(sets), sharey=True)
     known = [a for a in DOTS if any(a in values.arithmetic for values in sets.values())]
     for place, arithmetic in enumerate(known):
         colour, marker = DOTS[arithmetic]

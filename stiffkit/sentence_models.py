@@ -5,7 +5,8 @@ images: a row for each input that the tokenizer makes, tokens first, the mask la
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,12 @@ class PairClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, (n, 3), of pairs (n, rows, length), in any order."""
-        longest = int(x[:, -1].sum(dim=1).max())
-        rows = x[:, :, :longest].unbind(dim=1)
-        return self.transformer(**dict(zip(self.inputs, rows, strict=True))).logits
+        return self.transformer(**self._given(x)).logits
+
+    def _given(self, x: Tensor) -> dict[str, Tensor]:
+        """What the transformer is given: the rows by name, without the padding beyond the longest pair."""
+        longest = int(lengths_of(x).max())
+        return dict(zip(self.inputs, x[:, :, :longest].unbind(dim=1), strict=True))
 
     def representations(self, x: Tensor) -> dict[str, Tensor]:
         """What pairs are to the model, each (n, width).
@@ -63,10 +67,9 @@ class PairClassifier(nn.Module):
         with undisturbed(self), torch.no_grad():
             self.eval()
             for part in x.split(64):
-                rows = part[:, :, : int(part[:, -1].sum(dim=1).max())].unbind(dim=1)
-                named = dict(zip(self.inputs, rows, strict=True))
-                hidden = self.transformer.base_model(**named, output_hidden_states=True).hidden_states
-                mask = rows[-1][:, :, None]
+                given = self._given(part)
+                hidden = self.transformer.base_model(**given, output_hidden_states=True).hidden_states
+                mask = given[self.inputs[-1]][:, :, None]
                 found.append(((hidden[0] * mask).sum(dim=1) / mask.sum(dim=1), hidden[-1][:, 0]))
         embedding, first = (torch.cat(parts) for parts in zip(*found, strict=True))
         return {"embedding": embedding, "[CLS]": first}
@@ -160,7 +163,7 @@ def encoded(pairs: Pairs, tokenizer: Any, positions: int) -> tuple[Tensor, Tenso
         [a for a, _ in pairs.sentences], [b for _, b in pairs.sentences], padding=True, return_tensors="pt"
     )
     x = torch.stack([made[name] for name in inputs_of(tokenizer)], dim=1)
-    lengths = x[:, -1].sum(dim=1)
+    lengths = lengths_of(x)
     if too_long := int((lengths > positions).sum()):
         raise ValueError(
             f"{too_long} of {len(pairs)} pairs are longer than the {positions} positions of the model, the longest "
@@ -190,16 +193,15 @@ def build_classifier(name: str, tokenizer: Any, seed: int, *, pretrained: bool =
         ImportError, FileNotFoundError: as for `tokenizer_of`.
 
     """
-    with torch.random.fork_rng(devices=[]), _quiet():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if name == RANDOM:
             transformer = _tiny(len(tokenizer))
         elif pretrained:
-            transformer = _loaded("AutoModelForSequenceClassification", name, **_labels_of(name))
+            transformer = _loaded("AutoModelForSequenceClassification", name, config=_config_of(name))
         else:
             transformers = import_transformers()
-            config = _loaded("AutoConfig", name, **_labels_of(name))
-            transformer = transformers.AutoModelForSequenceClassification.from_config(config)
+            transformer = transformers.AutoModelForSequenceClassification.from_config(_config_of(name))
     return PairClassifier(transformer, inputs_of(tokenizer)).eval()
 
 
@@ -221,19 +223,15 @@ def _of_words(pairs: Pairs | None) -> Any:
     from tokenizers.pre_tokenizers import Whitespace
     from tokenizers.processors import BertProcessing
 
-    words = sorted({word for pair in (pairs.sentences if pairs else []) for text in pair for word in _split(text)})
+    split = Whitespace()
+    texts = {text for pair in (pairs.sentences if pairs else []) for text in pair}
+    words = sorted({word for text in texts for word, _ in split.pre_tokenize_str(text)})
     numbers = {word: k for k, word in enumerate([*SPECIAL, *words])}
     of_words = Tokenizer(WordLevel(numbers, unk_token="[UNK]"))
-    of_words.pre_tokenizer = Whitespace()
+    of_words.pre_tokenizer = split
     of_words.post_processor = BertProcessing(*(("[SEP]", 3), ("[CLS]", 2)))
     named = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     return transformers.PreTrainedTokenizerFast(tokenizer_object=of_words, model_input_names=list(INPUTS), **named)
-
-
-def _split(text: str) -> list[str]:
-    from tokenizers.pre_tokenizers import Whitespace
-
-    return [word for word, _ in Whitespace().pre_tokenize_str(text)]
 
 
 def _tiny(words: int) -> nn.Module:
@@ -242,8 +240,8 @@ def _tiny(words: int) -> nn.Module:
     return transformers.BertForSequenceClassification(config)
 
 
-def _labels_of(name: str) -> dict[str, Any]:
-    """How many labels to ask for; a model that was trained for another number is refused."""
+def _config_of(name: str) -> Any:
+    """A model's configuration with as many labels as pairs have; one that was trained for others is refused."""
     config = _loaded("AutoConfig", name)
     own = getattr(config, "architectures", None) or []
     classifies = any(architecture.endswith("ForSequenceClassification") for architecture in own)
@@ -258,7 +256,8 @@ def _labels_of(name: str) -> dict[str, Any]:
             f"{name!r} was trained for the labels {', '.join(labels)}, in this order, and pairs have "
             f"{', '.join(RELATIONS)}: give a model without a classifier, or one for these"
         )
-    return {"num_labels": len(RELATIONS)}
+    config.num_labels = len(RELATIONS)
+    return config
 
 
 def _loaded(what: str, name: str, **options: Any) -> Any:
@@ -292,17 +291,16 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-class _quiet:  # noqa: N801
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Without transformers' bars and its report of weights that are new, which a classifier's always are."""
-
-    def __enter__(self) -> None:
-        logging = import_transformers().logging
-        self.before: Mapping[str, Any] = {"level": logging.get_verbosity(), "bar": logging.is_progress_bar_enabled()}
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        logging = import_transformers().logging
-        logging.set_verbosity(self.before["level"])
-        if self.before["bar"]:
+    logging = import_transformers().logging
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
             logging.enable_progress_bar()

@@ -103,15 +103,18 @@ def fetch() -> list[Path]:
 
     """
     folder = data_folder() / "mnli"
-    found = [_file(folder, part) for part in FILES]
-    if None not in found:
+    if None not in (found := _files(folder)):
         return found
     from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
-        if None in [_file(folder, part) for part in FILES]:
+        if None in _files(folder):
             _fetch_into(folder)
+    return _files(folder)
+
+
+def _files(folder: Path) -> list[Path | None]:
     return [_file(folder, part) for part in FILES]
 
 
