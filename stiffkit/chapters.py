@@ -519,6 +519,19 @@ class CriticalLength(Rates):
         return self
 
     @property
+    def of_layers(self) -> list[Experiment]:
+        """The highest rate once more, each layer's gradients by themselves: one a seed, five at most, of Adam alone."""
+        fastest = max(e.training.learning_rate for e in self.experiments)
+        found = [e for e in self.experiments if e.training.learning_rate == fastest and e.training.seed <= 5]
+        asked = {"schedule": "few", "every": 0, "attribution": True, "distances": True, "stopping_losses": ()}
+        return [] if self.optimizer != "adam" else [Experiment.of(**(e.fields | asked)) for e in found]
+
+    @property
+    def series(self) -> list[list[Experiment]]:
+        """All rates and seeds, and the highest rate once more."""
+        return [self.experiments, self.of_layers]
+
+    @property
     def space(self) -> str:
         """Where the figure against the epoch takes its distances, as `stiffkit.spaces` calls it."""
         return self.layer if self.distance == "cosine" else INPUT_DISTANCES[self.distance]

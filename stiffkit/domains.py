@@ -31,6 +31,24 @@ def curves(runs: xr.Dataset, place: str, rate: float, measure: str, arithmetic: 
     return pooled(here[["curve", "count"]].rename(curve="stiffness").mean("seed"), FEWEST)
 
 
+def of_gradient_layers(p: CriticalLength) -> xr.Dataset | None:
+    """Each layer's gradients by themselves, and the whole, against distance in the chosen space, at the end.
+
+    Returns:
+        `stiffness` along layer, measure, pairs and distance, mean over seeds, as `distances.pooled` has it; None where
+        no such run is there.
+
+    """
+    runs = p.found(p.of_layers)
+    if runs is None:
+        return None
+    here = runs.isel(images=-1).sel(space=p.space)
+    names = [f"layer {k}" for k in here.layer.values]
+    own = here.layer_curve.assign_coords(layer=names)
+    every = xr.concat([own, here.curve.sel(arithmetic="exact", drop=True).expand_dims(layer=["whole"])], "layer")
+    return pooled(xr.Dataset({"stiffness": every, "count": here["count"]}).mean("seed"), FEWEST)
+
+
 def over_seeds(runs: xr.Dataset, definition: str, measure: str, arithmetic: str = "exact") -> xr.Dataset:
     """Lengths of all seeds together, (at, space, learning_rate).
 

@@ -32,7 +32,7 @@ from stiffkit.measurement import (
     measured_points,
 )
 from stiffkit.models import ACTIVATIONS, INITIALISATIONS, MODELS, build_model
-from stiffkit.spaces import SPATIAL, Spaces
+from stiffkit.spaces import Spaces
 from stiffkit.superclasses import SUPERCLASSES, classes_of, realm_of, superclass_of
 from stiffkit.training import TRAINING_VERSION, Checkpoint, one_thread, train
 
@@ -542,8 +542,9 @@ def _together(
         together = xr.concat(rows, "images", join="outer", data_vars="all", coords="minimal", compat="override")
     if losses := experiment.measurement.stopping_losses:
         names = windows.places(losses, experiment.training.epochs)
-        averages = windows.together(together[SPATIAL], together, names)
-        together = together.drop_vars(SPATIAL).assign(averages.data_vars)
+        spatial = [name for name, values in together.data_vars.items() if "space" in values.dims]
+        averages = windows.together(together[spatial], together, names)
+        together = together.drop_vars(spatial).assign(averages.data_vars)
     if _groups(experiment.training.dataset):
         together = together.assign(input_similarity=input_similarity(*points))
     return together.reindex(arithmetic=arithmetics).assign_attrs(

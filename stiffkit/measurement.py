@@ -148,8 +148,11 @@ def measure(
     found += [_errors(exact, y, parts)] if errors else []
     found += [] if truth is None else [_by_truth(grams, y, truth.cpu(), parts)]
     found += [_by_group(found[0].stiffness, groups, z, parts)] if groups else []
-    own = {name: gram.block(parts["val"], parts["val"]) for name, gram in grams.items()} if spaces else {}
-    found += [spaces.measured(model, own)] if spaces else []
+    if spaces:
+        own, of_layers = (
+            {name: gram.block(parts["val"], parts["val"]) for name, gram in some.items()} for some in (grams, layers)
+        )
+        found.append(spaces.measured(model, own, of_layers))
     found += [attribution_of(layers, grams, y, parts, right=z.argmax(dim=1) == y, gap=gap)] if attribution else []
     return xr.merge(found, join="outer")  # true classes may be others than the given ones
 

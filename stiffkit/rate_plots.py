@@ -194,6 +194,41 @@ def _curves(left: Any, right: Any, here: xr.Dataset) -> None:
 
 
 @styled
+def by_gradient_layer(curves: xr.Dataset | None, axes: Any = None) -> np.ndarray:
+    """Stiffness of each layer's gradients against distance: a row a measure, a column a kind of pairs.
+
+    Args:
+        curves: `stiffness` along layer, "whole" the last of them, measure, pairs and distance; or nothing.
+        axes: (2, 2) of them; made if left out.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(2, 2, figsize=(WIDTH, 4.2), sharex=True, sharey="row")
+    axes = np.reshape(axes, (2, 2))
+    for row, (measure, name) in zip(axes, {"cos": "cosine", "sign": "sign"}.items(), strict=True):
+        row[0].set_ylabel(name)
+        for ax, pairs in zip(row, list(PAIRS)[:2], strict=True):
+            _layers(ax, curves.stiffness.sel(measure=measure, pairs=pairs) if curves else None)
+            ax.axhline(0, color=GREY, linewidth=0.7)
+            ax.set_title((pairs if curves else NOTHING) if ax in axes[0] else "")
+    for ax in axes[1]:
+        ax.set_xlabel("distance")
+    if curves:
+        legend_above(axes[0, 0], 5)
+    return axes
+
+
+def _layers(ax: Any, values: xr.DataArray | None) -> None:
+    if values is None:
+        return
+    for colour, layer in zip(shades("viridis", values.sizes["layer"] - 1), values.layer.values[:-1], strict=True):
+        own = values.sel(layer=layer).dropna("distance")
+        ax.plot(own.distance, own, color=colour, linewidth=1.3, label=str(layer))
+    own = values.isel(layer=-1).dropna("distance")
+    ax.plot(own.distance, own, "--", color="black", linewidth=1.3, label="whole gradient")
+
+
+@styled
 def lengths_through_training(panels: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
     """Lengths against the epoch, a panel a definition, a curve a learning rate; bounds as hollow triangles.
 

@@ -331,7 +331,14 @@ def _slim(run: xr.Dataset) -> xr.Dataset:
     for name, kept in (("stiffness", matrices), ("true_stiffness", at_stages)):
         if name in run:
             run = run.assign({name: run[name].where(kept)})
-    rounded = ("stiffness", "true_stiffness", "curve", "line", *(["input_similarity"] if cell == COARSE_CELL else []))
+    rounded = (
+        "stiffness",
+        "true_stiffness",
+        "curve",
+        "layer_curve",
+        "line",
+        *(["input_similarity"] if cell == COARSE_CELL else []),
+    )
     coarse = [name for name in run.data_vars if name in rounded or name.startswith(ATTRIBUTED)]
     return run.assign({name: (run[name] / cell).round() * cell for name in coarse})
 

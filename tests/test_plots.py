@@ -123,6 +123,13 @@ FALLING = xr.DataArray(
     ("space", "pairs", "distance"),
 )
 CURVES = pooled(xr.Dataset({"stiffness": FALLING, "count": xr.full_like(FALLING, 100)}), 20)
+OF_LAYERS = array(
+    ("layer", "measure", "pairs", "distance"),
+    layer=[*LAYERS],
+    measure=MEASURES,
+    pairs=["same class", "different classes", "all"],
+    distance=DISTANCES,
+).to_dataset(name="stiffness")
 LENGTHS = xr.Dataset(
     {
         name: abs(array(("at", "space", "learning_rate"), space=["input", "layer 1", "output"], **RATES))
@@ -135,7 +142,22 @@ THROUGH = {
     for k, title in enumerate(("line", "half"))
 }
 
-DATA = (CHANGE, PLACES, CHECKS, MATRICES, WITHIN, BETWEEN, RUNS, AT_RATES, AT_LOSSES, ESTIMATES, GAPS, CURVES, LENGTHS)
+DATA = (
+    CHANGE,
+    PLACES,
+    CHECKS,
+    MATRICES,
+    WITHIN,
+    BETWEEN,
+    RUNS,
+    AT_RATES,
+    AT_LOSSES,
+    ESTIMATES,
+    GAPS,
+    CURVES,
+    LENGTHS,
+    OF_LAYERS,
+)
 
 CALLS = {
     "evolution": lambda **options: plots.evolution(RUNS, **options),
@@ -161,6 +183,7 @@ CALLS = {
     "forest": lambda **options: rate_plots.forest(ESTIMATES, "change", **options),
     "quantiles_at_loss": lambda **options: rate_plots.quantiles_at_loss(GAPS, **options),
     "by_distance": lambda **options: rate_plots.by_distance(CURVES, "sign", **options),
+    "by_gradient_layer": lambda **options: rate_plots.by_gradient_layer(OF_LAYERS, **options),
     "lengths_through_training": lambda **options: rate_plots.lengths_through_training(THROUGH, **options),
     "lengths_against_rate": lambda **options: rate_plots.lengths_against_rate(
         LENGTHS, {"input": [0.3, 0.3, 0.1]}, **options
@@ -188,6 +211,7 @@ PANELS = {
     "forest": (1, 1),
     "quantiles_at_loss": (1, 2),
     "by_distance": (2, 2),
+    "by_gradient_layer": (2, 2),
     "lengths_through_training": (1, 2),
     "lengths_against_rate": (1, 3),
     "step_map": (1, 2),
@@ -699,6 +723,15 @@ def test_by_distance_marks_where_curves_fall_to_zero():
         marks = {line.get_marker(): line.get_xdata() for line in row[0].get_lines() if len(line.get_xdata()) == 1}
         assert marks["o"][0] == pytest.approx(0.75)
         np.testing.assert_allclose(lines(row[1])[0][1], here.stiffness.sel(pairs="all") - here.null)
+
+
+def test_by_gradient_layer_has_a_curve_a_layer_and_says_where_there_is_none():
+    (cosine, _), (_, sign) = CALLS["by_gradient_layer"]()
+    for ax, measure, pairs in ((cosine, "cos", "same class"), (sign, "sign", "different classes")):
+        here, shown = OF_LAYERS.stiffness.sel(measure=measure, pairs=pairs), lines(ax)
+        for layer, label in zip(LAYERS, (*LAYERS[:2], "whole gradient"), strict=True):
+            np.testing.assert_array_equal(shown[label][1], here.sel(layer=layer))
+    assert {ax.get_title() for ax in rate_plots.by_gradient_layer(None)[0]} == {"no recorded run"}
 
 
 @pytest.mark.parametrize("name", ["lengths_through_training", "lengths_against_rate"])

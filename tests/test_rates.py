@@ -81,6 +81,17 @@ def test_rates_are_the_data_sets_own_unless_given():
     assert of(learning_rates=[0.01, 0.1]) == [0.01, 0.1]
 
 
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist", "cifar10"])
+def test_layers_of_the_gradient_are_measured_once_more_at_the_highest_rate(dataset):
+    planned = claims.read().runs[f"{dataset}_layers"]
+    own = CriticalLength(dataset=dataset).of_layers
+    assert set(own) == set(planned.experiments())
+    assert {e.training.learning_rate for e in own} == {1e-3}
+    sweeps = [Sweep.read(ROOT / f"book/sweeps/06_{name}.yml") for name in ("layers", "cifar10_layers")]
+    assert set(own) <= {e for sweep in sweeps for e in sweep.experiments}
+    assert CriticalLength(dataset=dataset, optimizer="sgd").of_layers == []
+
+
 def test_spaces_by_distance_and_layer():
     assert CriticalLength(layer="layer 2").space == "layer 2"
     assert CriticalLength(distance="l1").space == "input, L1"
@@ -247,6 +258,25 @@ def test_curves_by_layer_are_means_over_seeds(shown):
     expected = own.sel(space=curves.space).mean("seed").where(filled)
     np.testing.assert_allclose(curves.stiffness.sel(pairs="same class"), expected)
     assert filled.any("distance").all()
+
+
+def test_curves_of_layers_of_the_gradient_are_means_over_seeds(shown):
+    p, _ = shown
+    curves = domains.of_gradient_layers(p)
+    assert curves.layer.values.tolist() == ["layer 1", "layer 2", "layer 3", "layer 4", "whole"]
+    runs = p.found(p.of_layers).isel(images=-1).sel(space="input", measure="cos")
+    for name, own in (("layer 2", runs.layer_curve.sel(layer=2)), ("whole", runs.curve.sel(arithmetic="exact"))):
+        here = curves.stiffness.sel(layer=name, measure="cos", pairs="same class")
+        expected = own.sel(pairs="same class").mean("seed").where(here.notnull())
+        np.testing.assert_allclose(here, expected)
+        assert here.notnull().any()
+
+
+def test_nothing_is_shown_of_layers_where_nothing_was_run(own_folders):
+    (own_folders / "book").mkdir()
+    ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
+    (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
+    assert domains.of_gradient_layers(CriticalLength()) is None
 
 
 def test_lengths_against_epoch_and_rate(shown):

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 from stiffkit.alignment import stiffness
 from stiffkit.distances import FEWEST, distance, fitted_line, pooled, same_class, stiffness_by_distance
 from stiffkit.gradients import gradient_gram
 from stiffkit.losses import cross_entropy, cross_entropy_float32, cross_entropy_keras2019
-from stiffkit.spaces import EDGES, JUDGED, SPATIAL, Spaces
+from stiffkit.spaces import EDGES, JUDGED, Spaces
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -27,7 +28,7 @@ def made():
 
 def test_what_is_measured(made):
     found = made[-1]
-    assert set(found.data_vars) == set(SPATIAL)
+    assert set(found.data_vars) == {"curve", "count", "line", "observed", "no_angle"}
     assert found.space.values.tolist() == ["input", "input, L2", "input, L1", "layer 1", "output"]
     assert found.arithmetic.values.tolist() == list(JUDGED)
     assert found.of.values.tolist() == ["pooled", "0", "1", "2"]
@@ -57,6 +58,19 @@ def test_each_space_is_its_own_curve_and_line(made):
                     np.testing.assert_allclose(
                         here.line.sel(of=of), [line.intercept, line.slope], rtol=1e-8, atol=1e-12
                     )
+
+
+def test_curves_of_layers_are_those_of_their_own_gradients_and_only_there_when_asked_for(made):
+    model, x, y, grams, found = made
+    layers = gradient_gram(model, cross_entropy, (x, y), by="layer")
+    more = Spaces(x, y).measured(model, grams, layers)
+    xr.testing.assert_identical(more.drop_vars(["layer_curve", "layer"]), found)
+    assert more.layer.values.tolist() == [1, 2]
+    for k, gram in enumerate(layers.values(), start=1):
+        for measure in ("sign", "cos"):
+            expected = stiffness_by_distance(stiffness(gram, measure), distance(x), same_class(y), EDGES, fewest=1)
+            own = more.layer_curve.sel(space="input", layer=k, measure=measure)
+            np.testing.assert_allclose(own, expected.stiffness.drop_sel(pairs="all"))
 
 
 def test_the_observed_distances_are_those_of_pairs_of_one_class(made):
