@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 import xarray as xr
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from stiffkit import results
+from stiffkit import results, sentence_models, sentences
 from stiffkit.experiment import (
     LOSSES,
     SCALES,
@@ -40,6 +40,7 @@ STOPPING = {  # chosen in pilots with seed 101: most rates come to all three of 
     "fashion_mnist": (0.5, 0.4, 0.3),
     "cifar10": (1.4, 1.2, 1.0),
 }
+TUNING = {"tiny": 1e-3, "minilm": 1e-4}  # rates of AdamW; larger models have 2e-5
 LAYERS = {"fc": 4, "cnn": 4, "cnn_v1": 5, "resnet20": 22}  # with weights
 FEW = 5_000  # images whose labels are memorised whole
 
@@ -537,6 +538,55 @@ class CriticalLength(Rates):
         return self.layer if self.distance == "cosine" else INPUT_DISTANCES[self.distance]
 
 
+class BertMnli(Planned):
+    """Parameters of chapter 7."""
+
+    number: ClassVar[int] = 7
+    name: ClassVar[str] = "bert_mnli"
+    datasets: ClassVar[tuple[str, ...]] = sentences.NAMES
+    kind: ClassVar[str] = "those of pairs of sentences"
+
+    dataset: str = Field("mnli", description="pairs of sentences")
+    model: str = Field("minilm", description="tiny, minilm, bert-base-uncased, another model of the Hub, or a folder")
+    initialisation: Literal["", "pretrained", "random"] = Field(
+        "", description="of the weights; empty: the model's own"
+    )
+    learning_rate: float = Field(0, ge=0, description="of AdamW, constant; 0: the model's own")
+    epochs: float = Field(0, ge=0, le=1000, description="passes over the training set; 0: the data set's own")
+    points: int = Field(0, ge=0, description="training, and validation, points; 0: the data set's own")
+    seeds: int = Field(0, ge=0, le=100, description="runs, with seeds 1 to this; 0: the data set's own")
+    arithmetic: str = Field("exact", description="of the gradients that the first figures show")
+    max_minutes: float = Field(10.0, gt=0, description="what a re-run may take, in minutes")
+
+    _known = field_validator("model", "arithmetic")(_open_or_known)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        self.experiments  # noqa: B018  # refuses what cannot be run
+        return self
+
+    @property
+    def experiments(self) -> list[Experiment]:
+        """One a seed; what the parameters leave open is the model's and the data set's own."""
+        own = tuned(self.dataset, self.model)
+        chosen = {name: getattr(self, name) or value for name, value in own.items()}
+        seeds = chosen.pop("seeds")
+        measured = {"schedule": "doubling", "every": 0, "attribution": True, "distances": True}
+        same = {"dataset": self.dataset, "model": self.model, "optimizer": "adamw", "clip": 1.0} | measured
+        return [Experiment.of(**same, **chosen, seed=seed) for seed in range(1, seeds + 1)]
+
+    @property
+    def control(self) -> list[Experiment]:
+        """The same from random weights, where the runs begin with pretrained ones; three seeds at most."""
+        pretrained = [e for e in self.experiments if e.training.initialisation == "pretrained"]
+        return [Experiment.of(**(e.fields | {"initialisation": "random"})) for e in pretrained[:3]]
+
+    @property
+    def series(self) -> list[list[Experiment]]:
+        """The runs alone: their control is shown where it is there, and nobody waits for it."""
+        return [self.experiments]
+
+
 class NetworkOrArithmetic(Series):
     """Parameters of chapter 8."""
 
@@ -581,6 +631,14 @@ def own_of(dataset: str) -> dict[str, Any]:
     """The network, epochs, points and seeds that a data set has where a chapter's parameters leave them open."""
     own = {"model": "fc", "epochs": 30.0, "points": SCALES[dataset].points, "seeds": 8}
     return own | {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "seeds": 2}}.get(dataset, {})
+
+
+def tuned(dataset: str, model: str) -> dict[str, Any]:
+    """How a transformer is tuned where the parameters of chapter 7 leave it open."""
+    pretrained = {"initialisation": "random" if model == sentence_models.RANDOM else "pretrained"}
+    own = {"learning_rate": TUNING.get(model, 2e-5), "epochs": 6.0, "points": SCALES[dataset].points, "seeds": 5}
+    own |= {"epochs": 3.0, "seeds": 3} if model not in TUNING else {}
+    return own | pretrained | ({"epochs": 20.0, "seeds": 2} if dataset == "toy_nli" else {})
 
 
 def rates_of(dataset: str, optimizer: str) -> dict[str, Any]:

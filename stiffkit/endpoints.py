@@ -22,6 +22,7 @@ from stiffkit.superclasses import superclass_of
 
 WINDOWS = ("start", "early", "learning", "late", "last")
 SMOOTH = 5  # checkpoints in the running mean that a turning point is looked for in
+FAR_APART = 12  # as many checkpoints, or fewer, are too far apart for a running mean
 PLACES = ("epoch 1", "end")  # of the windows of `stiffkit.windows`, those that every run has
 PROTOCOLS = {"equal loss": "loss ", "equal epoch": "epoch "}  # how the windows of each are called
 AROUND = 3.0  # epochs before and after the onset of overfitting that slopes are taken over
@@ -273,9 +274,9 @@ def length_rate_slope(runs: xr.Dataset, definition: str, space: str, measure: st
 def smoothed(values: xr.DataArray) -> xr.DataArray:
     """Running mean over five checkpoints; NaN for the first and the last two, whose neighbours are on one side alone.
 
-    Values as they are where there are fewer than five checkpoints.
+    Values as they are where there are twelve checkpoints or fewer.
     """
-    return values.rolling(images=SMOOTH, center=True).mean() if values.sizes["images"] >= SMOOTH else values
+    return values.rolling(images=SMOOTH, center=True).mean() if values.sizes["images"] > FAR_APART else values
 
 
 def onset(runs: xr.Dataset, by: str = "loss") -> xr.DataArray:

@@ -43,7 +43,9 @@ LOSSES = {**ARITHMETICS, "mse": mse, "label_smoothing": smoothed_cross_entropy} 
 IMAGE = {"fc": 0.15, "cnn": 0.5, "cnn_v1": 1.3, "resnet20": 5.0}  # milliseconds one of CIFAR-10 takes in one thread
 SENTENCES = {"tiny": 1.0, "minilm": 45.0}  # and a pair of MNLI
 OTHER = 400.0  # and one in a model that is not known here, if it is as large as BERT-base
-PAIR = {"fc": 0.2e-6, "cnn": 0.4e-6, "cnn_v1": 6e-6, "resnet20": 4e-6}  # seconds that a pair of gradients takes
+PAIR = {"fc": 0.2e-6, "cnn": 0.4e-6, "cnn_v1": 6e-6, "resnet20": 4e-6, "tiny": 4e-6, "minilm": 3e-4}  # seconds that a
+# pair of gradients takes
+OTHER_PAIR = 2.5e-3  # and in a model as large as BERT-base
 PRETRAINED = ("pretrained", "random")  # how models of sentences begin
 
 
@@ -215,16 +217,16 @@ class Training(_Part):
         epoch, at 42 % of the run, and at its end. The sparse one has half as many: of the quarters the first and those
         from the fourth to the thirteenth in steps of two, then every third epoch, but each of the last ten. The few are
         twelve: before training, 1,600 images, a quarter, half and a whole epoch, and 10, 15, 25, 42, 60, 80 and 100 %
-        of the run; the ends are the first and the last of them. Doubling: before training, 1,600 images, half an epoch,
-        and each doubling of it up to the end. The geometric schedule, for averages at equal loss: before training, and
-        from the end back to a fortieth of an epoch, each at 25/26 of the next: 25 or 26 of them while the images seen
-        grow e times.
+        of the run; the ends are the first and the last of them. Doubling: before training, 1,600 images, a quarter of
+        an epoch, and each doubling of it up to the end. The geometric schedule, for averages at equal loss: before
+        training, and from the end back to a fortieth of an epoch, each at 25/26 of the next: 25 or 26 of them while
+        the images seen grow e times.
         """
         if self.checkpoints:
             return list(self.checkpoints)
         end, last, sparse = ceil(self.epochs * n), int(self.epochs), self.schedule == "sparse"
         if self.schedule == "doubling":
-            doubled = takewhile(lambda k: k < end, (ceil(n / 2) * 2**k for k in count()))
+            doubled = takewhile(lambda k: k < end, (ceil(n / 4 * 2**k) for k in count()))
             return sorted(k for k in {0, EARLY, *doubled, end} if k <= end)
         if self.schedule == "ends":
             return [0, end]
@@ -350,7 +352,7 @@ class Experiment(_Part):
         n, image = self.training.images_an_epoch, cost_of_images(self.training.dataset, self.training.model)[1]
         points = 2 * self.measurement.points
         checkpoints = len(self.training.images(n))
-        measuring = 0.05 + PAIR.get(self.training.model, 4e-6) * points**2
+        measuring = 0.05 + PAIR.get(self.training.model, OTHER_PAIR) * points**2
         measuring += 0 if self.training.model == "fc" else 3 * image * points
         evaluating = 0.25 * image * 2 * min(n, 10_000)
         measured = (
@@ -578,6 +580,7 @@ def _checkpoints(
         batch_size=training.batch_size,
         lengths=sentence_models.lengths_of(points[0]),
         clip=training.clip,
+        mixed=points[0].is_cuda and not points[0].is_floating_point(),
         resume=resume,
     )
 

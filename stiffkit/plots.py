@@ -480,6 +480,29 @@ def curves(
 
 
 @styled
+def by_section(values: xr.Dataset, axes: Any = None) -> np.ndarray:
+    """Stiffness of each section of a model through training as colours, within classes (left) and between (right).
+
+    Args:
+        values: `within` and `between` along section, from the input on, "whole" the last, and epochs.
+        axes: two; made if left out.
+
+    """
+    if axes is None:
+        _, axes = plt.subplots(1, 2, figsize=(5.6, 0.9 + 0.28 * values.sizes["section"]), sharex=True, sharey=True)
+    for ax, kind in zip(np.ravel(axes), ("within", "between"), strict=True):
+        image = ax.imshow(values[kind].transpose("section", "epochs"), cmap=DIVERGING, norm=_root(), aspect="auto")
+        ax.axhline(values.sizes["section"] - 1.5, color="black", linewidth=0.7)
+        ax.set_xticks(range(values.sizes["epochs"]), [f"{e:g}" for e in values.epochs.values], rotation=60, fontsize=8)
+        ax.set_yticks(range(values.sizes["section"]), values.section.values, fontsize=8)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        ax.set(title=f"{kind} classes", xlabel="epoch")
+    ax.figure.colorbar(image, ax=np.ravel(axes), shrink=0.9, label="stiffness", ticks=TICKS, format="%g")
+    return np.ravel(axes)
+
+
+@styled
 def doses(sets: Mapping[str, xr.Dataset], axes: Any = None) -> np.ndarray:
     """What the arithmetic changes against images past the gap: within classes above, between below, a column a set.
 
@@ -621,4 +644,4 @@ def _images(ax: Any, runs: xr.Dataset) -> None:
     ticks = [0, *([k for k in (1e4, 1e5, 1e6, 1e7) if k <= last] or [min(1600, last)])]
     ax.set_xticks(ticks, [f"{k:,.0f}" if k < 1e4 else f"$10^{{{np.log10(k):.0f}}}$" for k in ticks])
     ax.set_xticks([], minor=True)
-    ax.set(xlabel="images seen", xlim=(0, last))
+    ax.set(xlabel=f"{runs.attrs.get('seen', 'images')} seen", xlim=(0, last))

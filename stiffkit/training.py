@@ -62,6 +62,7 @@ def train(
     batch_size: int = 32,
     lengths: Tensor | None = None,
     clip: float = 0.0,
+    mixed: bool = False,
     resume: Mapping[str, Any] | None = None,
 ) -> Iterator[Checkpoint]:
     """Train at a constant learning rate, stopping at every checkpoint; training ends with the last one.
@@ -83,6 +84,8 @@ def train(
         lengths: of sequences, (n,). Given, batches hold sequences of about one length: each epoch's order is cut into
             pools of 50 batches, each pool sorted by length, and the batches are taken in a new order.
         clip: the norm that the gradient of a batch is cut to; 0: it is not.
+        mixed: compute the outputs, and their gradients, in bfloat16 where torch holds that to be safe; weights, losses
+            and optimiser stay as they are.
         resume: the `state` of a checkpoint of the same training: it goes on from there, with the numbers that it would
             have had without the stop; only the checkpoints after it are yielded.
 
@@ -108,7 +111,7 @@ def train(
         begin = resume["images"]
         due = [k for k in due if k > begin]
     batches = _batches(len(points[1]), batch_size, seed, begin, points[1].device, lengths)
-    return _in_one_thread(_train(model, points, due, seed, loss, steps, batches, clip, begin))
+    return _in_one_thread(_train(model, points, due, seed, loss, steps, batches, clip, mixed, begin))
 
 
 def _train(
@@ -120,6 +123,7 @@ def _train(
     optimizer: torch.optim.Optimizer,
     batches: Iterator[Tensor],
     clip: float,
+    mixed: bool,
     begin: int,
 ) -> Iterator[Checkpoint]:
     inputs, targets = points
@@ -133,7 +137,9 @@ def _train(
         if not due or images >= due[-1]:
             return
         with _drawing(seed, images, targets.device) if draws else nullcontext():
-            losses = loss(model(inputs[batch]), targets[batch])
+            with torch.autocast(targets.device.type, torch.bfloat16, enabled=mixed):
+                outputs = model(inputs[batch])
+            losses = loss(outputs.float() if mixed else outputs, targets[batch])
         optimizer.zero_grad()
         losses.mean().backward()
         if clip:

@@ -256,10 +256,14 @@ def test_larger_change_is_in_absolute_value(slopes, expected):
 
 
 def test_smoothed_by_hand():
-    values = xr.DataArray([1.0, 5, 3, 7, 9, 2], dims="images")
-    assert smoothed(values).values.tolist() == pytest.approx(
-        [math.nan, math.nan, 5, 5.2, math.nan, math.nan], nan_ok=True
-    )
+    values = xr.DataArray([1.0, 5, 3, 7, 9, 2, *[4.0] * 7], dims="images")
+    expected = [math.nan] * 2 + [5, 5.2, 5, 5.2, 4.6, 3.6, 4, 4, 4] + [math.nan] * 2
+    assert smoothed(values).values.tolist() == pytest.approx(expected, nan_ok=True)
+
+
+def test_few_checkpoints_are_far_apart_and_stay_as_they_are():
+    values = xr.DataArray(np.random.default_rng(0).normal(size=12), dims="images")
+    assert smoothed(values).identical(values)
 
 
 EVERY = [60_000 * k for k in range(31)]

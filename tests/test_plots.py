@@ -123,6 +123,12 @@ FALLING = xr.DataArray(
     ("space", "pairs", "distance"),
 )
 CURVES = pooled(xr.Dataset({"stiffness": FALLING, "count": xr.full_like(FALLING, 100)}), 20)
+SECTIONS = xr.Dataset(
+    {
+        kind: array(("section", "epochs"), section=["embeddings", "head", "whole"], epochs=[0.0, 0.5, 1.0, 2.0])
+        for kind in ("within", "between")
+    }
+)
 OF_LAYERS = array(
     ("layer", "measure", "pairs", "distance"),
     layer=[*LAYERS],
@@ -157,6 +163,7 @@ DATA = (
     CURVES,
     LENGTHS,
     OF_LAYERS,
+    SECTIONS,
 )
 
 CALLS = {
@@ -167,6 +174,7 @@ CALLS = {
     "curves": lambda **options: plots.curves(
         {"one": {"a": RUNS.past_gap.sel(part="train")}, "two": {"b": RUNS.past_gap.sel(part="val")}}, RUNS, **options
     ),
+    "by_section": lambda **options: plots.by_section(SECTIONS, **options),
     "doses": lambda **options: plots.doses({"MNIST": DOSE, "CIFAR-10": DOSE.isel(images=slice(3))}, **options),
     "trained_and_measured": lambda **options: plots.trained_and_measured(LATE, **options),
     "taken_apart": lambda **options: plots.taken_apart({"a": TAKEN, "b": TAKEN.isel(layer=slice(2))}, **options),
@@ -199,6 +207,7 @@ PANELS = {
     "overview": (1, 2),
     "beside": (2, 3),
     "curves": (1, 2),
+    "by_section": (1, 2),
     "doses": (2, 2),
     "grouped_matrices": (1, 2),
     "superclass_blocks": (1, 2),
@@ -723,6 +732,19 @@ def test_by_distance_marks_where_curves_fall_to_zero():
         marks = {line.get_marker(): line.get_xdata() for line in row[0].get_lines() if len(line.get_xdata()) == 1}
         assert marks["o"][0] == pytest.approx(0.75)
         np.testing.assert_allclose(lines(row[1])[0][1], here.stiffness.sel(pairs="all") - here.null)
+
+
+def test_by_section_has_a_cell_a_section_and_checkpoint():
+    for ax, kind in zip(CALLS["by_section"](), ("within", "between"), strict=True):
+        (image,) = ax.get_images()
+        np.testing.assert_array_equal(image.get_array(), SECTIONS[kind])
+        assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "0.5", "1", "2"]
+        assert ax.get_title() == f"{kind} classes"
+
+
+def test_runs_on_sentences_say_what_was_seen():
+    assert plots.evolution(RUNS.assign_attrs(seen="pairs"))[-1, 0].get_xlabel() == "pairs seen"
+    assert plots.evolution(RUNS)[-1, 0].get_xlabel() == "images seen"
 
 
 def test_by_gradient_layer_has_a_curve_a_layer_and_says_where_there_is_none():

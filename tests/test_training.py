@@ -161,6 +161,18 @@ def test_gradients_are_cut_to_a_norm():
     assert moved[1e3] == moved[0.0] > 0.01
 
 
+def test_mixed_precision_is_near_and_leaves_weights_and_losses_in_float32():
+    ends, losses = [], []
+    for mixed in (False, True):
+        model, points = problem()
+        (end,) = train(model, points, checkpoints=[20], seed=1, mixed=mixed)
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        ends.append(weights(model))
+        losses.append(end.loss)
+    assert 0 < float((ends[1] - ends[0]).norm() / ends[0].norm()) < 0.01
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)
+
+
 def test_the_loss_of_a_checkpoint_is_the_mean_since_the_last_one():
     model, (x, y) = problem(torch.float64)
     plain = copy.deepcopy(model)
