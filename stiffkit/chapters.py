@@ -568,7 +568,7 @@ class BertMnli(Planned):
     @property
     def experiments(self) -> list[Experiment]:
         """One a seed; what the parameters leave open is the model's and the data set's own."""
-        own = tuned(self.dataset, self.model)
+        own = tuned(self.dataset, self.model, self.initialisation)
         chosen = {name: getattr(self, name) or value for name, value in own.items()}
         seeds = chosen.pop("seeds")
         measured = {"schedule": "doubling", "every": 0, "attribution": True, "distances": True}
@@ -633,12 +633,13 @@ def own_of(dataset: str) -> dict[str, Any]:
     return own | {"cifar10": {"model": "cnn_v1", "seeds": 3}, "digits": {"epochs": 12.0, "seeds": 2}}.get(dataset, {})
 
 
-def tuned(dataset: str, model: str) -> dict[str, Any]:
+def tuned(dataset: str, model: str, initialisation: str = "") -> dict[str, Any]:
     """How a transformer is tuned where the parameters of chapter 7 leave it open."""
-    pretrained = {"initialisation": "random" if model == sentence_models.RANDOM else "pretrained"}
     own = {"learning_rate": TUNING.get(model, 2e-5), "epochs": 6.0, "points": SCALES[dataset].points, "seeds": 5}
     own |= {"epochs": 3.0, "seeds": 3} if model not in TUNING else {}
-    return own | pretrained | ({"epochs": 20.0, "seeds": 2} if dataset == "toy_nli" else {})
+    own |= {"seeds": 3} if initialisation == "random" else {}
+    own |= {"epochs": 20.0, "seeds": 2} if dataset == "toy_nli" else {}
+    return own | {"initialisation": "random" if model == sentence_models.RANDOM else "pretrained"}
 
 
 def rates_of(dataset: str, optimizer: str) -> dict[str, Any]:

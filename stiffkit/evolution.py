@@ -61,7 +61,7 @@ def at_stages(runs: xr.Dataset, regime: str, arithmetic: str = "exact", variable
     """Class matrices at the four stages of v1's Fig 6, mean over seeds: (stage, measure, class_a, class_b)."""
     images = stages(runs.images.values)
     chosen = runs[variable].sel(images=images, regime=regime, arithmetic=arithmetic).mean("seed")
-    names = ["before\ntraining" if k == 0 else f"{k:,}\nimages" for k in images]
+    names = ["before\ntraining" if k == 0 else f"{k:,}\n{runs.attrs.get('seen', 'images')}" for k in images]
     return chosen.assign_coords(stage=("images", names)).swap_dims(images="stage")
 
 

@@ -67,11 +67,11 @@ def through_training(runs: xr.Dataset) -> pd.DataFrame:
     rows = {}
     here = runs.sel(arithmetic="exact", measure="sign", regime="val-val")
     for images in runs.images.values:
-        at = {"images": images}
-        cells = {f"loss, {split}": claims.over_seeds(runs.loss.sel(at, split=split)) for split in SPLITS}
-        cells |= {f"accuracy, {s}": claims.over_seeds(100 * runs.accuracy.sel(at, split=s), 1) for s in SPLITS}
-        cells |= {f"{kind} classes": claims.over_seeds(here[kind].sel(at)) for kind in ("within", "between")}
-        rows[f"{float(runs.epochs.sel(at).mean()):.3g}"] = cells
+        now, stiff = runs.sel(images=images), here.sel(images=images)
+        cells = {f"loss, {split}": claims.over_seeds(now.loss.sel(split=split)) for split in SPLITS}
+        cells |= {f"accuracy, {s}": claims.over_seeds(100 * now.accuracy.sel(split=s), 1) for s in SPLITS}
+        cells |= {f"{kind} classes": claims.over_seeds(stiff[kind]) for kind in ("within", "between")}
+        rows[f"{float(now.epochs.mean()):.3g}"] = cells
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("epoch")
 
 

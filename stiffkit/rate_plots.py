@@ -164,7 +164,7 @@ def by_distance(curves: xr.Dataset, measure: str, axes: Any = None) -> np.ndarra
     """
     spaces = curves.space.values
     if axes is None:
-        _, axes = plt.subplots(len(spaces), 2, figsize=(WIDTH, 0.7 + 1.5 * len(spaces)), sharex=True, sharey="col")
+        _, axes = plt.subplots(len(spaces), 2, figsize=(WIDTH, 0.7 + 1.7 * len(spaces)), sharex="row", sharey="col")
     axes = np.reshape(axes, (-1, 2))
     for row, space in zip(axes, spaces, strict=True):
         _curves(*row, curves.sel(space=space))
