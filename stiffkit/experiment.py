@@ -171,8 +171,18 @@ class Training(_Part):
         "standard", description="of the checkpoints"
     )
     batch_norm: bool = Field(False, description="after the convolutions of resnet20")
+    folder: str = Field("", description="checksum of a model that is a folder, filled in")
 
     _known = field_validator("dataset", "model", "initialisation", "loss", "activation")(known_name)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_the_folder(cls, fields: Any) -> Any:
+        """A folder whose files change is another model."""
+        if not isinstance(fields, dict) or fields.get("dataset") not in sentences.NAMES or fields.get("folder"):
+            return fields
+        checksum = sentence_models.checksum_of_folder(str(fields.get("model", "")))
+        return {**fields, "folder": checksum} if checksum else fields
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -7,6 +7,8 @@ images: a row for each input that the tokenizer makes, tokens first, the mask la
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +287,24 @@ def _place(name: str) -> tuple[str, str | None]:
     if Path(name).expanduser().is_dir():
         return str(Path(name).expanduser()), None
     return HUB.get(name, (name, None))
+
+
+def checksum_of_folder(name: str) -> str:
+    """The SHA-256 of the files of a model that is given as a folder, 16 hex digits; "" for any other model."""
+    folder = Path(name).expanduser()
+    if name in (EMBEDDED, RANDOM, *HUB) or not folder.is_dir():
+        return ""
+    return _checksum(tuple((p, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()))
+
+
+@lru_cache(maxsize=8)
+def _checksum(files: tuple[tuple[Path, int], ...]) -> str:
+    digest = sha256()
+    for path, _ in files:
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _first_line(error: Exception) -> str:

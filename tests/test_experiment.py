@@ -93,6 +93,7 @@ OTHERS = {
     "batch_norm": True,
     "distances": True,
     "stopping_losses": (0.3, 0.1),
+    "folder": "0123456789abcdef",
 }
 
 

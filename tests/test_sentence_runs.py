@@ -106,6 +106,21 @@ def test_any_model_of_the_hub_or_a_folder_has_a_key_that_is_a_file_name():
     assert keys["google/bert_uncased_L-2"].startswith("toy_nli-google_bert_uncased_L_2-1ep-s1-")
 
 
+def test_a_folder_whose_files_change_is_another_run(tmp_path):
+    def key(**fields):
+        return Experiment.of(**TINY | {"epochs": 1, "seed": 1, "initialisation": "pretrained"} | fields).key
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"one")
+    before = key(model=str(tmp_path / "model"))
+    assert key(model=str(tmp_path / "model")) == before
+    (tmp_path / "model" / "weights").write_bytes(b"another")
+    after = Experiment.of(**TINY | {"epochs": 1, "seed": 1, "model": str(tmp_path / "model")})
+    assert key(model=str(tmp_path / "model")) != before
+    assert Training.model_validate_json(after.training.model_dump_json()) == after.training
+    assert Experiment.of(**TINY | {"epochs": 1, "seed": 1}).training.folder == ""
+
+
 def test_estimates_follow_from_the_pairs_that_are_there(tmp_path, monkeypatch):
     monkeypatch.setenv("STIFFKIT_DATA", str(tmp_path))
     training = Training(dataset="mnli", model="minilm", epochs=1, seed=1, initialisation="pretrained")
