@@ -8,7 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from stiffkit import claims
-from stiffkit.chapters import ADAM, CriticalLength
+from stiffkit.chapters import CriticalLength
 from stiffkit.distances import FEWEST, Length, Line, pooled, zero_of_line
 from stiffkit.endpoints import PROTOCOLS, protocol_places, slope_a_decade
 from stiffkit.lengths import DEFINITIONS, decay, lengths, logarithms
@@ -22,6 +22,7 @@ FIRST_VERSION = {  # Fig 10, Fashion-MNIST at training loss 0.1, read off to abo
     "layer 2": (0.066, 0.117, 0.29, 0.54, 0.37),
     "layer 3": (0.041, 0.085, 0.26, 0.45, 0.30),
 }
+FIRST_VERSION_RUNS = "fashion_mnist_rates"  # whose data set, optimiser and rates those are
 
 
 def curves(runs: xr.Dataset, place: str, rate: float, measure: str, arithmetic: str) -> xr.Dataset:
@@ -94,19 +95,17 @@ def _of_mean_line(lines: np.ndarray, observed: np.ndarray) -> Length:
     return zero_of_line(Line(a, b, np.cov(known.T) / n, n, *observed))
 
 
-def against_rate(p: CriticalLength, runs: xr.Dataset) -> tuple[xr.Dataset, dict[str, tuple[float, ...]]]:
-    """The first version's domain sizes at equal loss, and what it reports, where rates and data set are its own."""
+def against_rate(runs: xr.Dataset, arithmetic: str = "exact") -> xr.Dataset:
+    """The first version's domain sizes at equal loss, in the spaces with a cosine distance, as `over_seeds` has them."""
     spaces = [name for name in runs.space.values if "," not in name]
-    found = over_seeds(
-        runs.sel(at=protocol_places(runs, "equal loss"), space=spaces), "first zero", "sign", p.arithmetic
-    )
-    return found, reported(p, runs)
+    here = runs.sel(at=protocol_places(runs, "equal loss"), space=spaces)
+    return over_seeds(here, "first zero", "sign", arithmetic)
 
 
-def reported(p: CriticalLength, runs: xr.Dataset) -> dict[str, tuple[float, ...]]:
-    """The first version's domain sizes by space, if these are its data set, its optimiser and its rates; else none."""
-    same = p.dataset == "fashion_mnist" and p.optimizer == "adam" and tuple(runs.learning_rate.values) == ADAM
-    return FIRST_VERSION if same else {}
+def beside_first_version(ledger: claims.Ledger) -> xr.Dataset | None:
+    """Domain sizes of the recorded Fashion-MNIST runs, in the spaces of which `FIRST_VERSION` has values."""
+    runs = claims.recorded_runs(ledger, [FIRST_VERSION_RUNS]).get(FIRST_VERSION_RUNS)
+    return None if runs is None else against_rate(runs).sel(space=list(FIRST_VERSION))
 
 
 def decays(sets: Mapping[str, xr.Dataset]) -> dict[str, dict[str, xr.DataArray]]:

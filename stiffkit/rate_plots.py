@@ -250,16 +250,20 @@ def lengths_through_training(panels: Mapping[str, xr.Dataset], axes: Any = None)
 
 @styled
 def lengths_against_rate(
-    found: xr.Dataset, reported: Mapping[str, Sequence[float]] | None = None, axes: Any = None
+    found: xr.Dataset | None, reported: Mapping[str, Sequence[float]] | None = None, axes: Any = None
 ) -> np.ndarray:
     """Lengths against the learning rate, a panel a space, a curve a window; bounds as hollow triangles.
 
     Args:
-        found: `value`, `low`, `high`, `censored` along at, space and learning_rate.
+        found: `value`, `low`, `high`, `censored` along at, space and learning_rate; or nothing.
         reported: by space, what a paper reports at these rates, as crosses.
         axes: one a space; made if left out.
 
     """
+    if found is None:
+        axes = in_a_row(axes, 1, 2)
+        axes[0].set_title(NOTHING)
+        return axes
     spaces = found.space.values
     if axes is None:
         rows = -(-len(spaces) // 3)

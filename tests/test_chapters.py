@@ -26,7 +26,9 @@ from stiffkit import class_stiffness, data, definition, rerun
 from stiffkit.chapters import (
     Chapter,
     ClassMatrices,
+    CriticalLength,
     Definition,
+    LearningRate,
     NetworkOrArithmetic,
     ParameterError,
     RandomLabels,
@@ -44,6 +46,8 @@ CHAPTERS = {
     "book/02_class_matrices.ipynb": ClassMatrices,
     "book/03_random_labels.ipynb": RandomLabels,
     "book/04_superclasses.ipynb": Superclasses,
+    "book/05_learning_rate.ipynb": LearningRate,
+    "book/06_critical_length.ipynb": CriticalLength,
     "book/08_network_or_arithmetic.ipynb": NetworkOrArithmetic,
 }
 NAMES = "dataset", "model", "initialisation", "sphere", "points", "learning_rate", "seed", "max_minutes"

@@ -754,6 +754,7 @@ def test_by_gradient_layer_has_a_curve_a_layer_and_says_where_there_is_none():
         for layer, label in zip(LAYERS, (*LAYERS[:2], "whole gradient"), strict=True):
             np.testing.assert_array_equal(shown[label][1], here.sel(layer=layer))
     assert {ax.get_title() for ax in rate_plots.by_gradient_layer(None)[0]} == {"no recorded run"}
+    assert rate_plots.lengths_against_rate(None)[0].get_title() == "no recorded run"
 
 
 @pytest.mark.parametrize("name", ["lengths_through_training", "lengths_against_rate"])

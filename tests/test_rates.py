@@ -277,6 +277,7 @@ def test_nothing_is_shown_of_layers_where_nothing_was_run(own_folders):
     ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
     (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
     assert domains.of_gradient_layers(CriticalLength()) is None
+    assert domains.beside_first_version(claims.read()) is None
 
 
 def test_lengths_against_epoch_and_rate(shown):
@@ -285,19 +286,16 @@ def test_lengths_against_epoch_and_rate(shown):
     assert [title.split(",")[0] for title in panels] == ["critical length", "decay", "half of the first value"]
     for panel in panels.values():
         assert panel.epochs.values.tolist() == [1, 2]
-    found, reported = domains.against_rate(p, runs)
+    found = domains.against_rate(runs)
     assert found.sizes == {"at": 2, "space": 5, "learning_rate": 2}
-    assert reported == {}
     bounds = found.censored != ""
     assert found.low.where(bounds).isnull().all()
 
 
-def test_the_first_versions_values_stand_beside_its_own_rates_alone():
-    runs = xr.Dataset(coords={"learning_rate": list(ADAM)})
-    assert domains.reported(CriticalLength(dataset="fashion_mnist"), runs) == domains.FIRST_VERSION
-    for values in ({}, {"dataset": "fashion_mnist", "optimizer": "sgd"}):
-        assert domains.reported(CriticalLength(**values), runs) == {}
-    assert domains.reported(CriticalLength(dataset="fashion_mnist"), runs.isel(learning_rate=slice(3))) == {}
+def test_the_first_versions_values_stand_beside_its_own_rates():
+    planned = claims.read().runs[domains.FIRST_VERSION_RUNS]
+    assert planned.axes == {"learning_rate": ADAM}
+    assert {len(values) for values in domains.FIRST_VERSION.values()} == {len(ADAM)}
 
 
 def test_the_multiverse_has_every_definition_and_space(shown):

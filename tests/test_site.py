@@ -29,6 +29,8 @@ FIGURES = {
     "02_class_matrices": 6,
     "03_random_labels": 6,
     "04_superclasses": 5,
+    "05_learning_rate": 4,
+    "06_critical_length": 6,
     "08_network_or_arithmetic": 6,
 }
 CHAPTERS = sorted(path.stem for path in ROOT.glob("book/[0-9]*.ipynb"))

@@ -10,6 +10,7 @@ from sphinx.config import Config
 from stiffkit import claims, results
 
 OF_ALL = ("book/index", "book/verdicts")  # pages that speak of every run that judges a claim
+ALSO = {"book/06_critical_length": "05_learning_rate"}  # and a chapter that is made of another one's runs
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -49,7 +50,7 @@ def warn_of_stale(app: Sphinx, doctree: nodes.document) -> None:
         not results.is_current(made_with)
         for path in results.recorded()
         for experiment, made_with in results.described(path).items()
-        if page == f"book/{path.stem}" or experiment in judging
+        if path.stem in (page.removeprefix("book/"), ALSO.get(page)) or experiment in judging
     )
     if stale:
         words = (
