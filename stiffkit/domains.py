@@ -96,7 +96,7 @@ def _of_mean_line(lines: np.ndarray, observed: np.ndarray) -> Length:
 
 
 def against_rate(runs: xr.Dataset, arithmetic: str = "exact") -> xr.Dataset:
-    """The first version's domain sizes at equal loss, in the spaces with a cosine distance, as `over_seeds` has them."""
+    """The first version's domain sizes at equal loss, in spaces with a cosine distance, as `over_seeds` has them."""
     spaces = [name for name in runs.space.values if "," not in name]
     here = runs.sel(at=protocol_places(runs, "equal loss"), space=spaces)
     return over_seeds(here, "first zero", "sign", arithmetic)
