@@ -21,7 +21,7 @@ import torch
 import xarray as xr
 
 import stiffkit
-from stiffkit import checked_file
+from stiffkit import checked_file, windows
 from stiffkit.checked_file import ResultsError
 
 CELL = 2.0**-12  # resolution of recorded class matrices: a fiftieth of a cell's standard error, at half the size
@@ -222,13 +222,19 @@ def _attributes(content: bytes) -> dict[str, dict[str, Any]]:
 
 def _run(content: bytes, identity: str) -> xr.Dataset:
     """One run of a recorded file."""
-    from stiffkit.experiment import Measurement
+    from stiffkit.experiment import Experiment
 
     run = _parsed(content).isel(run=list(_attributes(content)).index(identity))
-    measured = Measurement.model_validate(json.loads(identity).get("measurement", {})).arithmetics
+    experiment = Experiment.model_validate_json(identity)
+    measured = experiment.measurement.arithmetics
     attributes = _attributes(content)[identity]
     present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
     present = present.sel(arithmetic=present.arithmetic.isin(measured))
+    if "at" in present.dims:  # other runs have other windows, and networks other layers
+        names = windows.places(experiment.measurement.stopping_losses, experiment.training.epochs)
+        present = present.sel(at=[name for name in names if name in present["at"].values])
+    if "space" in present.dims:
+        present = present.dropna("space", how="all", subset=["observed"])
     return present.copy(deep=True).assign_attrs(attributes, experiment=identity)
 
 
@@ -315,9 +321,16 @@ def _packed(found: Sequence[xr.Dataset]) -> xr.Dataset:
         "experiment": ("run", [run.attrs["experiment"] for run in found]),
         "provenance": ("run", [json.dumps(_plain(attributes), sort_keys=True) for attributes in own]),
     }
-    bare = [run.drop_attrs() for run in slim]
+    bare = [_as_type(run.drop_attrs(), "U", object) for run in slim]  # xarray may cut the longer words of an outer join
     together = xr.concat(bare, "run", join="outer", data_vars="all", coords="minimal", compat="override")
-    return together.assign(labels)
+    return _as_type(together, "O", str).assign(labels)
+
+
+def _as_type(run: xr.Dataset, kind: str, dtype: type) -> xr.Dataset:
+    """Coordinates of one kind as another type."""
+    return run.assign_coords(
+        {n: (c.dims, c.values.astype(dtype)) for n, c in run.coords.items() if c.dtype.kind == kind}
+    )
 
 
 def _slim(run: xr.Dataset) -> xr.Dataset:

@@ -15,7 +15,7 @@ import xarray as xr
 from pydantic import Field
 
 import stiffkit
-from stiffkit import checked_file, results
+from stiffkit import checked_file, results, windows
 from stiffkit.chapters import Chapter
 from stiffkit.experiment import Experiment, stages
 from stiffkit.measurement import MEASUREMENT_VERSION
@@ -625,6 +625,27 @@ def test_runs_with_different_arithmetics_are_found_again():
     packed(1)
     emptied_cache()
     assert results.find(few).arithmetic.values.tolist() == ["exact"]
+
+
+def test_runs_with_different_windows_and_spaces_keep_their_own():
+    runs = {}
+    for seed, losses, layers in ((1, (0.3, 0.03), 1), (2, (0.5,), 2)):
+        names, spaces = windows.places(losses, 1.5), ["input", *(f"layer {k + 1}" for k in range(layers))]
+        random = np.random.default_rng(seed).integers(0, 9, (len(names), len(spaces), 2))
+        own = xr.Dataset(
+            {"observed": (("at", "space", "end"), random.astype(float))},
+            {"at": names, "space": spaces, "end": ["near", "far"]},
+        )
+        runs[an_experiment(seed, epochs=1.5, stopping_losses=losses)] = a_run(seed).merge(own)
+    for experiment, run in runs.items():
+        results.save(experiment, run)
+        results.pack("02_small", ["*"])  # each is added to what is there
+        emptied_cache()
+    for experiment, run in runs.items():
+        found = results.find(experiment)
+        for name in ("at", "space"):
+            assert found[name].values.tolist() == run[name].values.tolist()
+        np.testing.assert_array_equal(found.observed, run.observed)
 
 
 def test_a_run_that_diverged_before_its_first_checkpoint_is_packed():
