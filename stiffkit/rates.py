@@ -20,6 +20,8 @@ GRID = np.geomspace(2, 1e-3, 60)  # losses that curves against the loss are draw
 def results(p: Rates) -> xr.Dataset:
     """The runs of chapters 5 and 6, side by side along `learning_rate` and `seed`: recorded, cached, or computed now.
 
+    Seeds of which a rate is missing are left out.
+
     Raises:
         TooLongError: before anything is computed, if that would take longer than `p.max_minutes`.
         ParameterError: if the runs are planned by the ledger and none is there.
@@ -32,6 +34,8 @@ def results(p: Rates) -> xr.Dataset:
             f"no run of {p.dataset} with these parameters is recorded or in the cache. The sweeps book/sweeps/05_*.yml "
             "compute the planned ones: .venv/bin/stiffkit sweep FILE"
         )
+    whole = runs.epochs.notnull().any("images").all("learning_rate")
+    runs = runs.sel(seed=whole) if whole.any() else runs
     return runs.assign_attrs(stopping=[float(name.split()[1]) for name in protocol_places(runs, "equal loss")])
 
 

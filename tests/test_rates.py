@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stiffkit import claims, domains, rates
+from stiffkit import claims, domains, rates, results
 from stiffkit.chapters import ADAM, DESCENT, CriticalLength, LearningRate, ParameterError, TooLongError
 from stiffkit.distances import Length
 from stiffkit.endpoints import PROTOCOLS
@@ -247,6 +247,19 @@ def test_runs_lie_along_rate_and_seed(shown):
     assert "`digits`, network `fc`, Adam at 2 constant rates, 2.5 epochs, 2 seeds each, 60 + 60" in rates.description(
         p, runs
     )
+
+
+def test_seeds_of_which_a_rate_is_missing_are_left_out(shown, monkeypatch):
+    p, runs = shown
+    experiments = p.experiments
+    last = results.find(experiments[-1])
+    assert (last is not None, experiments[-1].training.seed) == (True, 2)
+    planned = CriticalLength(**QUICK)
+    monkeypatch.setattr(CriticalLength, "to_run", ())  # as if the ledger planned them
+    monkeypatch.setattr(results, "find", lambda e, find=results.find: None if e == experiments[-1] else find(e))
+    found = rates.results(planned)
+    assert found.seed.values.tolist() == [1]
+    np.testing.assert_array_equal(found.between, runs.between.sel(seed=[1]))
 
 
 def test_curves_by_layer_are_means_over_seeds(shown):
