@@ -1,6 +1,7 @@
 """What chapter 6 shows: stiffness against distance, and how far it reaches, by every definition in use."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -63,7 +64,7 @@ def over_seeds(runs: xr.Dataset, definition: str, measure: str, arithmetic: str 
     if definition == "line":
         return _of_mean_lines(here)
     found = lengths(here, definition)
-    kinds = [kind for kind in ("unknown", "below", "above") if (found.censored == kind).any()]
+    kinds = [kind for kind in ("unknown", "rising", "below", "above") if (found.censored == kind).any()]
     censored = xr.full_like(found.censored.isel(seed=0, drop=True), "", dtype=object)
     for kind in kinds:
         censored = censored.where(~(found.censored == kind).any("seed"), kind)
@@ -82,17 +83,17 @@ def _of_mean_lines(runs: xr.Dataset) -> xr.Dataset:
 
 
 def _of_mean_line(lines: np.ndarray, observed: np.ndarray) -> Length:
-    """The zero of the mean of lines, (seeds, 2), within observed distances."""
+    """The zero of the mean of lines, (seeds, 2), within observed distances, and its interval as far as it was seen."""
     known = lines[np.isfinite(lines).all(axis=1)]
     n = len(known)
     if not n:
         return Length(np.nan, censored="unknown")
     a, b = known.mean(axis=0)
-    if n < 3:
-        above, below = a + b * observed[1] > 0, a + b * observed[0] <= 0
-        bound = "above" if above else "below" if below else ""
-        return Length(float(observed[1] if above else observed[0] if below else -a / b), censored=bound)
-    return zero_of_line(Line(a, b, np.cov(known.T) / n, n, *observed))
+    covariance = np.cov(known.T) / n if n > 2 else np.zeros((2, 2))
+    found = zero_of_line(Line(a, b, covariance, max(n, 3), *observed))
+    if n < 3:  # nothing is known of how the seeds differ
+        return replace(found, low=np.nan, high=np.nan)
+    return replace(found, low=max(found.low, observed[0]), high=min(found.high, observed[1]))
 
 
 def against_rate(runs: xr.Dataset, arithmetic: str = "exact") -> xr.Dataset:

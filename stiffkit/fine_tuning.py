@@ -38,12 +38,6 @@ def results(p: BertMnli) -> xr.Dataset:
     return runs.assign_attrs(seen="pairs")
 
 
-def control(p: BertMnli) -> xr.Dataset | None:
-    """The same from random weights, where it was run."""
-    runs = [run for run in map(recorded_results.find, p.control) if run is not None]
-    return recorded_results.side_by_side(runs).assign_attrs(seen="pairs") if runs else None
-
-
 def description(p: BertMnli, runs: xr.Dataset) -> str:
     """What is shown, and where it comes from, in sentences."""
     experiment: Experiment = p.experiments[0]

@@ -33,8 +33,9 @@ def lengths(runs: xr.Dataset, definition: str) -> xr.Dataset:
     if definition == "each class":
         each = _zeros(runs.line.drop_sel(of=POOLED), near, far)
         whole = (each.censored == "").all("of")
-        kind = xr.where((each.censored == "above").any("of"), "above", "below")
-        kind = kind.where(~(each.censored == "unknown").any("of"), "unknown")
+        kind = xr.full_like(whole, "below", dtype=object)
+        for one in ("rising", "above", "unknown"):
+            kind = kind.where(~(each.censored == one).any("of"), one)
         return xr.Dataset({"value": each.value.mean("of"), "censored": kind.where(~whole, "")})
     every = pooled(runs[["curve", "count"]].rename(curve="stiffness"), FEWEST)
     curve = every.stiffness.sel(pairs=PAIRS[2] if definition == "first zero" else PAIRS[0])
@@ -45,9 +46,11 @@ def lengths(runs: xr.Dataset, definition: str) -> xr.Dataset:
 
 def _zeros(line: xr.DataArray, near: xr.DataArray, far: xr.DataArray) -> xr.Dataset:
     a, b = line.sel(coefficient="intercept", drop=True), line.sel(coefficient="slope", drop=True)
-    above, below = a + b * far > 0, a + b * near <= 0
-    kind = xr.where(above, "above", xr.where(below, "below", "")).where(a.notnull(), "unknown")
-    return xr.Dataset({"value": xr.where(above, far, xr.where(below, near, -a / b)), "censored": kind})
+    at_far, at_near = a + b * far > 0, a + b * near > 0
+    above, below = at_far & at_near, ~at_far & ~at_near
+    kind = xr.where(above, "above", xr.where(below, "below", xr.where(at_far, "rising", "")))
+    value = xr.where(above, far, xr.where(below, near, -a / b))
+    return xr.Dataset({"value": value, "censored": kind.where(a.notnull(), "unknown")})
 
 
 def logarithms(runs: xr.Dataset, definition: str) -> xr.DataArray:

@@ -29,22 +29,28 @@ def against_rate(panels: Mapping[str, Mapping[str, xr.DataArray]], axes: Any = N
 
     """
     columns = len(next(iter(panels.values()))) if panels else 1
+    alike = len({_shown(protocols) for protocols in panels.values()}) == 1
     if axes is None:
-        size = (WIDTH, 0.8 + 2.3 * max(len(panels), 1))
-        _, axes = plt.subplots(max(len(panels), 1), columns, figsize=size, sharex=True, sharey="row", squeeze=False)
+        size = (WIDTH, 0.8 + (2.3 if alike else 3.2) * max(len(panels), 1))
+        options = {"figsize": size, "sharex": alike or "row", "sharey": "row", "squeeze": False}
+        _, axes = plt.subplots(max(len(panels), 1), columns, **options)
     axes = np.reshape(axes, (-1, columns))
     for row, (name, protocols) in zip(axes, panels.items(), strict=False):
         for ax, (protocol, values) in zip(row, protocols.items(), strict=True):
             _windows(ax, values)
             ax.set_title(protocol if name == next(iter(panels)) else "")
+            if not alike or name == list(panels)[-1]:
+                _rates(ax, values.learning_rate.values)
+                ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.4), ncols=2)
         row[0].set_ylabel(fill(name, 24))
-    for ax in axes[-1]:
-        if panels:
-            _rates(ax, values.learning_rate.values)
-            ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.4), ncols=2)
-        else:
-            ax.set_title(NOTHING)
+    for ax in axes.flat if not panels else ():
+        ax.set_title(NOTHING)
     return axes
+
+
+def _shown(protocols: Mapping[str, xr.DataArray]) -> tuple:
+    """The windows and rates of a row's panels."""
+    return tuple((*values["at"].values, *values.learning_rate.values) for values in protocols.values())
 
 
 def _windows(ax: Any, values: xr.DataArray) -> None:

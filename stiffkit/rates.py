@@ -24,18 +24,20 @@ def results(p: Rates) -> xr.Dataset:
 
     Raises:
         TooLongError: before anything is computed, if that would take longer than `p.max_minutes`.
-        ParameterError: if the runs are planned by the ledger and none is there.
+        ParameterError: if the runs are planned by the ledger and no seed has all of its rates.
 
     """
     p.allow()
     runs = p.found(p.experiments, "learning_rate", "seed")
-    if runs is None:
+    if runs is not None:
+        rates = sorted({e.training.learning_rate for e in p.experiments})
+        whole = runs.epochs.notnull().any("images").reindex(learning_rate=rates, fill_value=False).all("learning_rate")
+        runs = runs.sel(seed=whole)
+    if runs is None or not runs.sizes["seed"]:
         raise ParameterError(
-            f"no run of {p.dataset} with these parameters is recorded or in the cache. The sweeps book/sweeps/05_*.yml "
-            "compute the planned ones: .venv/bin/stiffkit sweep FILE"
+            f"no seed of {p.dataset} with these parameters has runs at all rates, recorded or in the cache. The sweeps "
+            "book/sweeps/05_*.yml compute the planned ones: .venv/bin/stiffkit sweep FILE"
         )
-    whole = runs.epochs.notnull().any("images").all("learning_rate")
-    runs = runs.sel(seed=whole) if whole.any() else runs
     return runs.assign_attrs(stopping=[float(name.split()[1]) for name in protocol_places(runs, "equal loss")])
 
 
@@ -160,6 +162,8 @@ def by_loss(runs: xr.Dataset, regime: str, arithmetic: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("between classes")
 
 
-def recorded_sets(ledger: claims.Ledger) -> dict[str, xr.Dataset]:
-    """Every set of runs of this chapter that is recorded, by its short title."""
-    return claims.recorded_sets(ledger, ledger.of_chapter(LearningRate.number))
+def recorded_sets(ledger: claims.Ledger, optimizer: str = "") -> dict[str, xr.Dataset]:
+    """Every set of runs of this chapter that is recorded, or those of one optimiser, by its short title."""
+    names = ledger.of_chapter(LearningRate.number)
+    own = [n for n in names if optimizer in ("", ledger.runs[n].experiments()[0].training.optimizer)]
+    return claims.recorded_sets(ledger, own)

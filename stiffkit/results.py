@@ -235,6 +235,8 @@ def _run(content: bytes, identity: str) -> xr.Dataset:
         present = present.sel(at=[name for name in names if name in present["at"].values])
     if "space" in present.dims:
         present = present.dropna("space", how="all", subset=["observed"])
+    if of_layers := [name for name, values in present.data_vars.items() if "layer" in values.dims]:
+        present = present.dropna("layer", how="all", subset=of_layers)
     return present.copy(deep=True).assign_attrs(attributes, experiment=identity)
 
 

@@ -734,6 +734,16 @@ def test_by_distance_marks_where_curves_fall_to_zero():
         np.testing.assert_allclose(lines(row[1])[0][1], here.stiffness.sel(pairs="all") - here.null)
 
 
+def test_rows_with_other_windows_or_rates_have_their_own_legends_and_ticks():
+    other = AT_RATES.isel(learning_rate=slice(2)).assign_coords(at=["loss 0.5", "loss 0.4"])
+    axes = rate_plots.against_rate({"one": {"equal loss": AT_RATES}, "another": {"equal loss": other}})
+    for (ax,), values in zip(axes, (AT_RATES, other), strict=True):
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == values["at"].values.tolist()
+        assert ax.get_xticks().tolist() == values.learning_rate.values.tolist()
+    alike = rate_plots.against_rate({"one": {"equal loss": AT_RATES}, "another": {"equal loss": AT_RATES}})
+    assert [ax.get_legend() is None for (ax,) in alike] == [True, False]
+
+
 def test_by_section_has_a_cell_a_section_and_checkpoint():
     for ax, kind in zip(CALLS["by_section"](), ("within", "between"), strict=True):
         (image,) = ax.get_images()

@@ -101,7 +101,7 @@ def test_planned_runs_are_not_computed_and_a_change_asks_first(own_folders):
     (own_folders / "book").mkdir()
     ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
     (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
-    with pytest.raises(ParameterError, match=r"no run of mnist.*stiffkit sweep"):
+    with pytest.raises(ParameterError, match=r"no seed of mnist.*stiffkit sweep"):
         rates.results(LearningRate())
     with pytest.raises(TooLongError, match="Nothing was computed"):
         rates.results(LearningRate(epochs=29))

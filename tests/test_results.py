@@ -633,8 +633,11 @@ def test_runs_with_different_windows_and_spaces_keep_their_own():
         names, spaces = windows.places(losses, 1.5), ["input", *(f"layer {k + 1}" for k in range(layers))]
         random = np.random.default_rng(seed).integers(0, 9, (len(names), len(spaces), 2))
         own = xr.Dataset(
-            {"observed": (("at", "space", "end"), random.astype(float))},
-            {"at": names, "space": spaces, "end": ["near", "far"]},
+            {
+                "observed": (("at", "space", "end"), random.astype(float)),
+                "layer_within": ("layer", np.arange(layers + 1.0)),
+            },
+            {"at": names, "space": spaces, "end": ["near", "far"], "layer": range(1, layers + 2)},
         )
         runs[an_experiment(seed, epochs=1.5, stopping_losses=losses)] = a_run(seed).merge(own)
     for experiment, run in runs.items():
@@ -643,7 +646,7 @@ def test_runs_with_different_windows_and_spaces_keep_their_own():
         emptied_cache()
     for experiment, run in runs.items():
         found = results.find(experiment)
-        for name in ("at", "space"):
+        for name in ("at", "space", "layer"):
             assert found[name].values.tolist() == run[name].values.tolist()
         np.testing.assert_array_equal(found.observed, run.observed)
 
