@@ -315,19 +315,20 @@ def judge(claim: Claim, runs: Mapping[str, xr.Dataset]) -> Judgement:
     """Judge one claim from the runs of each data set, side by side along `seed`; one without runs is left out."""
     estimates, by_dataset = [], {}
     for dataset in claim.datasets:
-        here = [_estimate(claim, dataset, a, runs[dataset]) for a in claim.arithmetics] if dataset in runs else []
+        here = _estimates(claim, dataset, runs[dataset]) if dataset in runs else []
         estimates += here
         by_dataset[dataset] = _over_arithmetics([e.verdict for e in here])
     return Judgement(claim, tuple(estimates), by_dataset, _over_datasets(by_dataset.values()))
 
 
-def _estimate(claim: Claim, dataset: str, arithmetic: str, runs: xr.Dataset) -> Estimate:
-    quantity = dict(claim.quantity)
+def _estimates(claim: Claim, dataset: str, runs: xr.Dataset) -> list[Estimate]:
+    quantity, found = dict(claim.quantity), []
     values = QUANTITIES[quantity.pop("name")](runs, **quantity)
-    if "arithmetic" in values.dims:
-        values = values.sel(arithmetic=arithmetic)
-    seeds = tuple(float(v) for v in values.values)
-    return Estimate(dataset, arithmetic, seeds, *_interval(seeds), verdict_of(claim.criterion, seeds))
+    for arithmetic in claim.arithmetics:
+        own = values.sel(arithmetic=arithmetic) if "arithmetic" in values.dims else values
+        seeds = tuple(float(v) for v in own.values)
+        found.append(Estimate(dataset, arithmetic, seeds, *_interval(seeds), verdict_of(claim.criterion, seeds)))
+    return found
 
 
 def _over_arithmetics(verdicts: list[str]) -> str:
@@ -355,19 +356,25 @@ def recorded_runs(ledger: Ledger, names: Iterable[str] | None = None) -> dict[st
     Seeds of which a run is missing are left out, and of entries that say so those that have not learnt; entries without
     a seed as well.
     """
-    found = {}
-    for name in ledger.runs if names is None else names:
-        runs = ledger.runs[name]
-        of_seeds = [list(map(results.find_recorded, runs.of_seed(seed))) for seed in range(1, runs.seeds + 1)]
-        there = [run for own in of_seeds if all(run is not None for run in own) for run in own]
-        if not there:
-            continue
-        together = results.side_by_side(there, *runs.axes, "seed")
-        if runs.only_learnt:
-            together = together.sel(seed=has_learnt(together))
-        if together.sizes["seed"]:
-            found[name] = together
-    return found
+    files = tuple((path, path.stat().st_mtime_ns) for path in results.recorded())
+    state = (files, tuple(results.versions().items()))
+    chosen = ledger.runs if names is None else names
+    found = {name: _together(ledger.runs[name].model_dump_json(), state) for name in chosen}
+    return {name: together.copy() for name, together in found.items() if together is not None}
+
+
+@lru_cache(maxsize=64)
+def _together(entry: str, state: tuple) -> xr.Dataset | None:
+    """The recorded runs of an entry of `runs`, once for a state of the recorded files."""
+    runs = Runs.model_validate_json(entry)
+    of_seeds = [list(map(results.find_recorded, runs.of_seed(seed))) for seed in range(1, runs.seeds + 1)]
+    there = [run for own in of_seeds if all(run is not None for run in own) for run in own]
+    if not there:
+        return None
+    together = results.side_by_side(there, *runs.axes, "seed")
+    if runs.only_learnt:
+        together = together.sel(seed=has_learnt(together))
+    return together if together.sizes["seed"] else None
 
 
 def recorded_sets(ledger: Ledger, names: Iterable[str]) -> dict[str, xr.Dataset]:

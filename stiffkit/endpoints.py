@@ -209,7 +209,11 @@ def rate_slope(runs: xr.Dataset, variable: str, measure: str, regime: str, proto
 
     The mean of `slope_a_decade` over the stopping losses of the runs, or over their epochs 1, 2, 4, ...
     """
-    values = runs[variable].sel(measure=measure, regime=regime)
+    return rate_slopes(runs[variable].sel(measure=measure, regime=regime), runs, protocol)
+
+
+def rate_slopes(values: xr.DataArray, runs: xr.Dataset, protocol: str) -> xr.DataArray:
+    """The same of any values along the checkpoints, rates and seeds of runs."""
     return slope_a_decade(windows.together(values, runs, protocol_places(runs, protocol))).mean("at")
 
 

@@ -1,6 +1,7 @@
 """What chapter 5 shows: stiffness against the learning rate, at equal training loss and at equal epoch."""
 
 from collections.abc import Mapping
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import xarray as xr
 
 from stiffkit import claims, windows
 from stiffkit.chapters import LearningRate, ParameterError, Rates, rounded
-from stiffkit.endpoints import PROTOCOLS, protocol_places, rate_slope, slope_a_decade
+from stiffkit.endpoints import PROTOCOLS, protocol_places, rate_slope, rate_slopes, slope_a_decade
 from stiffkit.measurement import SPOKEN
 from stiffkit.regimes import MEASURES, REGIMES
 from stiffkit.statistics import t_interval
@@ -133,16 +134,14 @@ def every_slope(sets: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     rows = {}
     for title, runs in sets.items():
         for variable in ("between", "within"):
-            for regime in REGIMES:
-                for arithmetic in runs.arithmetic.values:
-                    cells = {
-                        f"{MEASURE_NAMES[measure]}, {protocol}": claims.over_seeds(
-                            rate_slope(runs, variable, measure, regime, protocol).sel(arithmetic=arithmetic), 3
-                        )
-                        for measure in MEASURE_NAMES
-                        for protocol in PROTOCOLS
-                    }
-                    rows[title, f"{variable} classes", regime, SPOKEN[str(arithmetic)]] = cells
+            slopes = {protocol: rate_slopes(runs[variable], runs, protocol) for protocol in PROTOCOLS}
+            for regime, arithmetic in product(REGIMES, runs.arithmetic.values):
+                rows[title, f"{variable} classes", regime, SPOKEN[str(arithmetic)]] = {
+                    f"{name}, {protocol}": claims.over_seeds(
+                        slopes[protocol].sel(measure=measure, regime=regime, arithmetic=arithmetic), 3
+                    )
+                    for (measure, name), protocol in product(MEASURE_NAMES.items(), PROTOCOLS)
+                }
     index = pd.MultiIndex.from_tuples(rows, names=["runs", "pairs", "regime", "arithmetic"])
     return pd.DataFrame(list(rows.values()), index=index)
 

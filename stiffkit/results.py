@@ -95,7 +95,7 @@ def _in_book(experiment: Described) -> tuple[str, Callable[[], xr.Dataset]] | No
     """The name of the recorded file that has the run, and what reads the run."""
     for path in recorded():
         try:
-            content = checked_file.read(path)
+            content = _content(path, path.stat().st_mtime_ns)
         except ResultsError as error:
             warnings.warn(f"{error}; recorded results are not read from it (git checkout restores it)", stacklevel=4)
             continue
@@ -201,6 +201,12 @@ def load(path: Path) -> xr.Dataset:
 
 def _opened(content: bytes) -> xr.Dataset:
     return xr.load_dataset(io.BytesIO(content), engine="h5netcdf")
+
+
+@lru_cache(maxsize=16)
+def _content(path: Path, changed: int) -> bytes:
+    """What a recorded file holds, read and checked once while it stays as it is: chapters look up many runs in it."""
+    return checked_file.read(path)
 
 
 @lru_cache(maxsize=64)
