@@ -406,11 +406,15 @@ def record(chapter: type[Chapter], arguments: Sequence[str], leave_out: Collecti
             print(name, Sweep({"seed": []}, experiments).record(chapter().recorded.stem, leave_out=leave_out))
 
 
-def judge_all(ledger: Ledger | None = None, runs: Mapping[str, xr.Dataset] | None = None) -> list[Judgement]:
-    """Judge every claim of the ledger from the recorded runs, or from those given."""
+def judge_all(
+    ledger: Ledger | None = None, runs: Mapping[str, xr.Dataset] | None = None, chapter: int | None = None
+) -> list[Judgement]:
+    """Judge every claim of the ledger, or of one chapter, from the recorded runs, or from those given."""
     ledger = ledger or read()
-    runs = recorded_runs(ledger) if runs is None else runs
-    return [judge(claim, runs) for claim in ledger.claims]
+    chosen = [claim for claim in ledger.claims if chapter in (None, claim.chapter)]
+    if runs is None:
+        runs = recorded_runs(ledger, dict.fromkeys(name for claim in chosen for name in claim.datasets))
+    return [judge(claim, runs) for claim in chosen]
 
 
 def answer(ledger: Ledger, judgements: Iterable[Judgement]) -> str:

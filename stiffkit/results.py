@@ -230,20 +230,26 @@ def _run(content: bytes, identity: str) -> xr.Dataset:
     """One run of a recorded file."""
     from stiffkit.experiment import Experiment
 
-    run = _parsed(content).isel(run=list(_attributes(content)).index(identity))
-    experiment = Experiment.model_validate_json(identity)
-    measured = experiment.measurement.arithmetics
+    run = _parsed(content).isel(run=list(_attributes(content)).index(identity)).drop_vars(["experiment", "provenance"])
+    present = run.isel(_present(run, Experiment.model_validate_json(identity)))
     attributes = _attributes(content)[identity]
-    present = run.drop_vars(["experiment", "provenance"]).dropna("images", how="all", subset=["epochs"])
-    present = present.sel(arithmetic=present.arithmetic.isin(measured))
-    if "at" in present.dims:  # other runs have other windows, and networks other layers
-        names = windows.places(experiment.measurement.stopping_losses, experiment.training.epochs)
-        present = present.sel(at=[name for name in names if name in present["at"].values])
-    if "space" in present.dims:
-        present = present.dropna("space", how="all", subset=["observed"])
-    if of_layers := [name for name, values in present.data_vars.items() if "layer" in values.dims]:
-        present = present.dropna("layer", how="all", subset=of_layers)
     return present.copy(deep=True).assign_attrs(attributes, experiment=identity)
+
+
+def _present(run: xr.Dataset, experiment: Any) -> dict[str, Any]:
+    """Where a run of a recorded file has something: other runs in it have other checkpoints, windows, layers, ..."""
+    measured = experiment.measurement.arithmetics
+    where = {"images": run.epochs.notnull().values, "arithmetic": run.arithmetic.isin(measured).values}
+    if "space" in run.dims:
+        where["space"] = run.observed.notnull().any([d for d in run.observed.dims if d != "space"]).values
+    if "layer" in run.dims:
+        of_layers = [values for values in run.data_vars.values() if "layer" in values.dims]
+        where["layer"] = sum(v.notnull().any([d for d in v.dims if d != "layer"]) for v in of_layers).values > 0
+    if "at" in run.dims:
+        names = windows.places(experiment.measurement.stopping_losses, experiment.training.epochs)
+        known = run["at"].values.tolist()
+        where["at"] = [known.index(name) for name in names if name in known]
+    return where
 
 
 def runs(path: Path) -> list[xr.Dataset]:

@@ -628,6 +628,15 @@ def judgements(ledger, verdicts):
     ]
 
 
+def test_one_chapter_is_judged_as_in_the_whole(written, monkeypatch):
+    ledger = written(changed((*SECOND, "chapter"), 3))
+    asked = []
+    monkeypatch.setattr(claims, "recorded_runs", lambda _, names: asked.append(list(names)) or {"digits": made_up(YES)})
+    assert judge_all(ledger, chapter=2) == [judge_all(ledger)[0]]
+    assert judge_all(ledger, chapter=4) == []
+    assert asked == [["digits"], ["digits", "mnist"], []], "runs of other chapters are not read"
+
+
 @pytest.mark.parametrize(
     ("first", "second", "sentence"),
     [
