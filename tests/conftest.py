@@ -2,9 +2,11 @@
 
 import gzip
 import hashlib
+import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +67,14 @@ def _not_the_users_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STIFFKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def no_runs(own_folders):
+    """An empty cache, and a book with the ledger alone."""
+    (own_folders / "book").mkdir()
+    shutil.copy(Path(__file__).parent.parent / "book/claims.yml", own_folders / "book/claims.yml")
+    return own_folders
 
 
 @pytest.fixture

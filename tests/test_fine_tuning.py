@@ -18,15 +18,6 @@ QUICK = {"dataset": "toy_nli", "model": "tiny", "epochs": 1, "points": 12, "seed
 # Parameters and runs
 
 
-@pytest.fixture
-def no_runs(own_folders):
-    """A book with the ledger, and without recorded runs."""
-    (own_folders / "book").mkdir()
-    ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
-    (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
-    return own_folders
-
-
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -97,10 +97,7 @@ def test_spaces_by_distance_and_layer():
     assert CriticalLength(distance="l1").space == "input, L1"
 
 
-def test_planned_runs_are_not_computed_and_a_change_asks_first(own_folders):
-    (own_folders / "book").mkdir()
-    ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
-    (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
+def test_planned_runs_are_not_computed_and_a_change_asks_first(no_runs):
     with pytest.raises(ParameterError, match=r"no seed of mnist.*stiffkit sweep"):
         rates.results(LearningRate())
     with pytest.raises(TooLongError, match="Nothing was computed"):
@@ -285,10 +282,7 @@ def test_curves_of_layers_of_the_gradient_are_means_over_seeds(shown):
         assert here.notnull().any()
 
 
-def test_nothing_is_shown_of_layers_where_nothing_was_run(own_folders):
-    (own_folders / "book").mkdir()
-    ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
-    (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
+def test_nothing_is_shown_of_layers_where_nothing_was_run(no_runs):
     assert domains.of_gradient_layers(CriticalLength()) is None
     assert domains.beside_first_version(claims.read()) is None
 
