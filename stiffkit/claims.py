@@ -463,9 +463,9 @@ def found(judgement: Judgement, ledger: Ledger, *, verdicts: bool = True) -> str
 
 
 def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> str:
-    """What the front page and the README show: the answer, its figure, one plain row a claim, what was not checked.
+    """What the front page and the README show: the answer, its figure, claims by verdict, what was not checked.
 
-    Claims that nothing was run for are counted; the table of all of them has them.
+    Folded away is one plain row a claim, with what the versions said and what we find.
 
     Args:
         judgements: of the whole ledger.
@@ -474,34 +474,61 @@ def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> 
 
     """
     judgements = list(judgements)
-    judged = [j for j in judgements if j.verdict != NOT_RUN]
+    papers, ours = ([j for j in judgements if bool(j.claim.ours) == own] for own in (False, True))
     lines = [
         f"**{answer(ledger, judgements)}**",
         "",
         f"![Stiffness within and between classes against images seen, MNIST and CIFAR-10]({folder}_static/answer.png)",
         "",
         "Within classes (blue) and between classes (orange), by sign: exact gradients solid, gradients of a clipped "
-        "loss dotted, least validation loss marked. Brackets below are 95 % t intervals over seeds.",
+        "loss dotted, least validation loss marked.",
         "",
-        "| claim | we find | v1 said | v2 (ICLR) or v3 said | chapter |",
-        "|---|---|---|---|---|",
+        "What becomes of the paper's claims, by chapter:",
+        "",
+        *_by_verdict(papers, folder),
+        *_folded("Claim by claim: what the versions said, what we find", _rows(papers, ledger, folder)),
     ]
-    for j in judged:
-        c = j.claim
-        if not c.ours:
-            what = found(j, ledger, verdicts=j.verdict == MIXED)
-            later = "; ".join(filter(None, [c.v2 and f"{c.v2} (v2)", c.v3])) or DASH
-            lines.append(f"| {c.title} | **{j.verdict}**: {what} | {c.v1 or DASH} | {later} | {_link(c, folder)} |")
-    if ours := [j for j in judged if j.claim.ours]:
-        lines += ["", "Questions of our own:", "", "| question | we find | chapter |", "|---|---|---|"]
-    for j in ours:
-        what = found(j, ledger, verdicts=j.verdict == MIXED)
-        lines.append(f"| {j.claim.title} | **{j.verdict}**: {what} | {_link(j.claim, folder)} |")
-    if waiting := [j for j in judgements if j.verdict == NOT_RUN]:
-        chapters = ", ".join(map(str, sorted({j.claim.chapter for j in waiting})))
-        lines += ["", f"Claims whose runs are planned and not done: {len(waiting)}, of chapters {chapters}."]
-    lines += ["", f"Runs so far: {seeds_so_far(judged, ledger)}."]
+    if ours:
+        lines += _folded("Questions of our own", _rows_of_ours(ours, ledger, folder))
+    lines += ["", f"Runs so far: {seeds_so_far([j for j in judgements if j.verdict != NOT_RUN], ledger)}."]
     return "\n".join([*lines, "", f"Not checked: {ledger.unchecked[0].lower()}{ledger.unchecked[1:]}"])
+
+
+def _by_verdict(judgements: Sequence[Judgement], folder: str) -> list[str]:
+    lines = []
+    for verdict in VERDICTS:
+        chapters: dict[str, list[str]] = {}
+        for claim in (j.claim for j in judgements if j.verdict == verdict):
+            chapters.setdefault(_link(claim, folder), []).append(claim.title)
+        if chapters:
+            lines += [
+                f"* **{verdict}**",
+                *(f"  * chapter {link}: {'; '.join(titles)}" for link, titles in chapters.items()),
+            ]
+    return lines
+
+
+def _folded(title: str, lines: list[str]) -> list[str]:
+    summary = f"<summary>{title} (in brackets 95 % t intervals over seeds)</summary>"
+    return ["", "<details>", summary, "", *lines, "", "</details>"]
+
+
+def _rows(judgements: Iterable[Judgement], ledger: Ledger, folder: str) -> list[str]:
+    lines = ["| claim | we find | v1 said | v2 (ICLR) or v3 said | chapter |", "|---|---|---|---|---|"]
+    for j in judgements:
+        c = j.claim
+        later = "; ".join(filter(None, [c.v2 and f"{c.v2} (v2)", c.v3])) or DASH
+        lines.append(f"| {c.title} | {_we_find(j, ledger)} | {c.v1 or DASH} | {later} | {_link(c, folder)} |")
+    return lines
+
+
+def _rows_of_ours(judgements: Iterable[Judgement], ledger: Ledger, folder: str) -> list[str]:
+    rows = [f"| {j.claim.title} | {_we_find(j, ledger)} | {_link(j.claim, folder)} |" for j in judgements]
+    return ["| question | we find | chapter |", "|---|---|---|", *rows]
+
+
+def _we_find(judgement: Judgement, ledger: Ledger) -> str:
+    return f"**{judgement.verdict}**: {found(judgement, ledger, verdicts=judgement.verdict == MIXED)}"
 
 
 def _link(claim: Claim, folder: str) -> str:

@@ -721,14 +721,19 @@ def test_tables_have_a_row_for_every_claim(written):
     assert claims.said(found, ledger, "second").startswith("* The second claim: **mixed** (exploratory). Digits 0.90")
 
 
-def test_claims_that_were_not_run_are_counted_on_the_front_page_and_listed_on_their_own(written):
+def test_the_front_names_claims_by_verdict(written):
     ledger = written(LEDGER)
     found = [judge(ledger.claims[0], {"digits": made_up(YES)}), judge(ledger.claims[1], {})]
-    front = claims.front(found, ledger)
-    assert "| The first claim | **reproduced**: Digits 0.90 [0.88, 0.92] |" in front
-    assert "The second claim" not in front
-    assert "Claims whose runs are planned and not done: 1, of chapters 2." in front
-    assert "The second claim" in claims.table(found, ledger)
+    lines = claims.front(found, ledger).splitlines()
+    begin = lines.index("* **reproduced**")
+    assert [line.partition(": ")[::2] for line in lines[begin : begin + 4]] == [
+        ("* **reproduced**", ""),
+        ("  * chapter [2](02_class_matrices.ipynb)", "The first claim"),
+        ("* **not run**", ""),
+        ("  * chapter [2](02_class_matrices.ipynb)", "The second claim"),
+    ]
+    assert any(line.startswith("| The first claim | **reproduced**: Digits 0.90 [0.88, 0.92] |") for line in lines)
+    assert any(line.startswith("| The second claim | **not run**: no recorded run |") for line in lines)
 
 
 def test_questions_of_our_own_have_a_table_of_their_own(written):
@@ -736,13 +741,10 @@ def test_questions_of_our_own_have_a_table_of_their_own(written):
     del entries["claims"][1]["v1"]
     ledger = written(entries)
     lines = claims.front(judge_all(ledger, {"digits": made_up(YES)}), ledger).splitlines()
-    before, after = (
-        lines[slice(*ends)]
-        for ends in ((lines.index("Questions of our own:"),), (lines.index("Questions of our own:"), None))
-    )
-    assert any("The first claim" in line for line in before)
-    assert not any("The second claim" in line for line in before)
-    (row,) = [line for line in after if line.startswith("| The second claim")]
+    (begin,) = [i for i, line in enumerate(lines) if line.startswith("<summary>Questions of our own")]
+    assert any("The first claim" in line for line in lines[:begin])
+    assert not any("The second claim" in line for line in lines[:begin])
+    (row,) = [line for line in lines[begin:] if line.startswith("| The second claim")]
     assert row.startswith("| The second claim | **reproduced**: Digits 0.90 [0.88, 0.92] |")
 
 
