@@ -297,6 +297,13 @@ class Planned(Chapter):
         there = [run for run in runs if run is not None]
         return results.side_by_side(there, *axes) if there else None
 
+    def missing(self, what: str, chapter: int | None = None) -> ParameterError:
+        """The error where planned runs are not there: `what` they are, and which sweeps compute them."""
+        return ParameterError(
+            f"no {what} is recorded or in the cache. The sweeps book/sweeps/{chapter or self.number:02}_*.yml "
+            "compute the planned ones: .venv/bin/stiffkit sweep FILE"
+        )
+
 
 class Series(Planned):
     """Parameters of a chapter that lays series of runs side by side, each with seeds 1 to `seeds`."""

@@ -31,10 +31,7 @@ def results(p: BertMnli) -> xr.Dataset:
     p.allow()
     runs = p.found(p.experiments)
     if runs is None:
-        raise ParameterError(
-            f"no run of {p.model} on {p.dataset} with these parameters is recorded or in the cache. The sweeps "
-            "book/sweeps/07_*.yml compute the planned ones: .venv/bin/stiffkit sweep FILE"
-        )
+        raise p.missing(f"run of {p.model} on {p.dataset} with these parameters")
     return runs.assign_attrs(seen="pairs")
 
 

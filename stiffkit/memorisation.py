@@ -7,7 +7,7 @@ import pandas as pd
 import xarray as xr
 
 from stiffkit import claims
-from stiffkit.chapters import ParameterError, RandomLabels, rounded
+from stiffkit.chapters import RandomLabels, rounded
 from stiffkit.endpoints import coherence_rise, window
 from stiffkit.evolution import at_stages
 from stiffkit.measurement import AGREEMENT
@@ -35,10 +35,7 @@ def taught(p: RandomLabels) -> dict[str, xr.Dataset]:
     found = {name: p.found(experiments) for name, experiments in p.experiments.items()}
     for name in ("random labels", "true labels"):
         if found[name] is None:
-            raise ParameterError(
-                f"no run of {p.dataset} with {name} is recorded or in the cache. The sweeps book/sweeps/03_*.yml "
-                "compute them: .venv/bin/stiffkit sweep FILE"
-            )
+            raise p.missing(f"run of {p.dataset} with {name}")
     return {name: with_truth(runs) for name, runs in found.items() if runs is not None}
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from stiffkit import claims, windows
-from stiffkit.chapters import LearningRate, ParameterError, Rates, rounded
+from stiffkit.chapters import LearningRate, Rates, rounded
 from stiffkit.endpoints import PROTOCOLS, protocol_places, rate_slope, rate_slopes, slope_a_decade
 from stiffkit.measurement import SPOKEN
 from stiffkit.regimes import MEASURES, REGIMES
@@ -35,10 +35,7 @@ def results(p: Rates) -> xr.Dataset:
         whole = runs.epochs.notnull().any("images").reindex(learning_rate=rates, fill_value=False).all("learning_rate")
         runs = runs.sel(seed=whole)
     if runs is None or not runs.sizes["seed"]:
-        raise ParameterError(
-            f"no seed of {p.dataset} with these parameters has runs at all rates, recorded or in the cache. The sweeps "
-            "book/sweeps/05_*.yml compute the planned ones: .venv/bin/stiffkit sweep FILE"
-        )
+        raise p.missing(f"seed of {p.dataset} with runs at all of these rates", chapter=5)
     return runs.assign_attrs(stopping=[float(name.split()[1]) for name in protocol_places(runs, "equal loss")])
 
 

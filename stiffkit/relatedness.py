@@ -9,7 +9,7 @@ import xarray as xr
 
 from stiffkit import claims
 from stiffkit.alignment import group_stiffness
-from stiffkit.chapters import ParameterError, Superclasses, rounded
+from stiffkit.chapters import Superclasses, rounded
 from stiffkit.endpoints import has_learnt
 from stiffkit.evolution import at_stages
 from stiffkit.regimes import MEASURES, REGIMES
@@ -32,10 +32,7 @@ def results(p: Superclasses) -> xr.Dataset:
     p.allow()
     runs = p.found(p.experiments)
     if runs is None:
-        raise ParameterError(
-            f"no run of {p.dataset} with these parameters is recorded or in the cache. The sweeps book/sweeps/04_*.yml "
-            "compute the planned ones: .venv/bin/stiffkit sweep FILE"
-        )
+        raise p.missing(f"run of {p.dataset} with these parameters")
     learnt = has_learnt(runs)
     if not learnt.any():
         return runs.assign_attrs(left_out=[])

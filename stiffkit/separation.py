@@ -7,7 +7,7 @@ import torch
 import xarray as xr
 
 from stiffkit import claims
-from stiffkit.chapters import NetworkOrArithmetic, ParameterError, rounded
+from stiffkit.chapters import NetworkOrArithmetic, rounded
 from stiffkit.endpoints import clipped_prediction, onset, smoothed, window
 from stiffkit.experiment import Experiment
 from stiffkit.measurement import ARITHMETICS, SPOKEN
@@ -39,10 +39,7 @@ def trained(p: NetworkOrArithmetic) -> dict[str, xr.Dataset]:
     p.allow()
     found = _present(p, p.experiments)
     if "float32" not in found:
-        raise ParameterError(
-            f"no run of {p.dataset}, trained with the fused loss, is recorded or in the cache. The sweeps "
-            "book/sweeps/08_*.yml compute them: .venv/bin/stiffkit sweep FILE"
-        )
+        raise p.missing(f"run of {p.dataset}, trained with the fused loss,")
     return found
 
 

@@ -89,27 +89,18 @@ def test_a_typo_ends_with_one_line_and_no_traceback():
     )
 
 
-@pytest.fixture
-def folders(own_folders):
-    """An empty cache, and a book with the ledger alone."""
-    (own_folders / "book").mkdir()
-    ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
-    (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
-    return own_folders
-
-
 TINY = ("run", "digits", "fc", "--epochs", "0.1", "-s", "points=20", "-s", 'arithmetics=["exact"]')
 
 
 @pytest.fixture
-def tiny(run, folders):
+def tiny(run, no_runs):
     """Two runs in the cache."""
     result = run(*TINY, "--seeds", "1-2")
     assert result.exit_code == 0, result.output
     return result
 
 
-def test_runs_are_computed_once_listed_shown_and_verified(run, tiny, folders):
+def test_runs_are_computed_once_listed_shown_and_verified(run, tiny, no_runs):
     assert "2 to compute, about" in tiny.stderr
     keys = [line.split(":")[0] for line in tiny.stdout.splitlines()]
     assert [key.startswith(f"digits-fc-0.1ep-s{seed}-") for seed, key in enumerate(keys, 1)] == [True, True]
@@ -134,27 +125,27 @@ axes: {learning_rate: [1e-3, 1e-2], seed: 1-2}
 
 
 @pytest.mark.slow
-def test_a_sweep_resumes_and_tells_what_is_done_failed_and_missing(run, tiny, folders):
-    (folders / "a.yml").write_text(SWEEP, encoding="utf-8")
-    before = run("sweep", str(folders / "a.yml"), "--dry-run")
+def test_a_sweep_resumes_and_tells_what_is_done_failed_and_missing(run, tiny, no_runs):
+    (no_runs / "a.yml").write_text(SWEEP, encoding="utf-8")
+    before = run("sweep", str(no_runs / "a.yml"), "--dry-run")
     assert before.exit_code == 0
     assert before.stdout.endswith("2 done, 0 failed, 2 missing\n")
-    after = run("sweep", str(folders / "a.yml"), "--processes", "1")
+    after = run("sweep", str(no_runs / "a.yml"), "--processes", "1")
     assert "2 to compute" in after.stderr
     assert (after.exit_code, after.stdout.splitlines()[-1]) == (0, "4 done, 0 failed, 0 missing")
-    again = run("sweep", str(folders / "a.yml"))
+    again = run("sweep", str(no_runs / "a.yml"))
     assert (again.exit_code, again.stdout, again.stderr) == (0, after.stdout, "")
 
 
-def test_a_sweep_that_cannot_be_is_one_message(run, folders):
-    assert "there is no file" in run("sweep", str(folders / "none.yml")).stderr
-    (folders / "a.yml").write_text(SWEEP.replace("digits", "digitz"), encoding="utf-8")
-    wrong = run("sweep", str(folders / "a.yml"))
+def test_a_sweep_that_cannot_be_is_one_message(run, no_runs):
+    assert "there is no file" in run("sweep", str(no_runs / "none.yml")).stderr
+    (no_runs / "a.yml").write_text(SWEEP.replace("digits", "digitz"), encoding="utf-8")
+    wrong = run("sweep", str(no_runs / "a.yml"))
     assert wrong.exit_code == 1
     assert "a.yml: 'dataset' = 'digitz': allowed are" in wrong.stderr
 
 
-def test_a_run_of_digits_is_the_one_that_chapter_2_looks_for(run, folders, monkeypatch):
+def test_a_run_of_digits_is_the_one_that_chapter_2_looks_for(run, no_runs, monkeypatch):
     computed = []
     monkeypatch.setattr(
         "stiffkit.experiment.Experiment.run", lambda e, **_: computed.append(e) or xr.Dataset(attrs={"source": ""})
@@ -163,7 +154,7 @@ def test_a_run_of_digits_is_the_one_that_chapter_2_looks_for(run, folders, monke
     assert computed == ClassMatrices(dataset="digits").experiments
 
 
-def test_packed_runs_are_recorded_and_found_first(run, tiny, folders):
+def test_packed_runs_are_recorded_and_found_first(run, tiny, no_runs):
     packed = run("results", "pack", "99_tiny", "digits-fc-0.1ep-*")
     assert packed.exit_code == 0
     assert "99_tiny.nc: 2 run(s)" in packed.stdout
@@ -174,8 +165,8 @@ def test_packed_runs_are_recorded_and_found_first(run, tiny, folders):
     assert "stiffkit results list shows the keys" in nothing.stderr
 
 
-def test_a_damaged_run_is_named_set_aside_and_computed_again(run, tiny, folders):
-    first, second = sorted((folders / "cache/results").glob("*.nc"))
+def test_a_damaged_run_is_named_set_aside_and_computed_again(run, tiny, no_runs):
+    first, second = sorted((no_runs / "cache/results").glob("*.nc"))
     damaged = first.read_bytes()[:-1000]
     first.write_bytes(damaged)
     verified = run("results", "verify")
@@ -194,10 +185,10 @@ def test_a_damaged_run_is_named_set_aside_and_computed_again(run, tiny, folders)
     assert f"removed {aside.name}" in cleaned.stdout
     assert (first.exists(), second.exists(), aside.exists()) == (True, True, False)
     assert run("results", "clean", "--all").exit_code == 0
-    assert not list((folders / "cache/results").glob("*.nc"))
+    assert not list((no_runs / "cache/results").glob("*.nc"))
 
 
-def test_unknown_keys_fields_and_seeds_are_one_message(run, folders):
+def test_unknown_keys_fields_and_seeds_are_one_message(run, no_runs):
     for arguments, words in [
         (("results", "show", "mnist"), "no run 'mnist'"),
         (("run", "digits", "cnn_v1", "--epochs", "1"), "16 x 16 pixels"),
@@ -213,7 +204,7 @@ def test_unknown_keys_fields_and_seeds_are_one_message(run, folders):
         assert "Traceback" not in result.output
 
 
-def test_claims_without_runs_are_not_run_and_those_of_the_book_have_verdicts(run, folders, monkeypatch):
+def test_claims_without_runs_are_not_run_and_those_of_the_book_have_verdicts(run, no_runs, monkeypatch):
     nothing = run("claims").stdout
     assert nothing.count(": not run") == len(claims.read().claims)
     assert "not settled yet" in nothing

@@ -83,10 +83,7 @@ def test_planned_runs_are_not_computed_and_a_change_asks_first():
         separation.trained(NetworkOrArithmetic(learning_rate=1e-4))
 
 
-def test_planned_runs_that_are_nowhere_are_named(own_folders):
-    (own_folders / "book").mkdir()
-    ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
-    (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
+def test_planned_runs_that_are_nowhere_are_named(no_runs):
     with pytest.raises(ParameterError, match=r"no run of mnist.*stiffkit sweep"):
         separation.trained(NetworkOrArithmetic())
 

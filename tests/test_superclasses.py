@@ -128,10 +128,7 @@ def test_every_planned_run_is_in_a_committed_sweep():
     assert {e for runs in OWN.values() for e in runs.experiments()} == swept
 
 
-def test_planned_runs_that_are_nowhere_are_named(own_folders):
-    (own_folders / "book").mkdir()
-    ledger = (ROOT / "book/claims.yml").read_text(encoding="utf-8")
-    (own_folders / "book/claims.yml").write_text(ledger, encoding="utf-8")
+def test_planned_runs_that_are_nowhere_are_named(no_runs):
     with pytest.raises(ParameterError, match=r"no run of cifar100.*stiffkit sweep"):
         relatedness.results(Superclasses())
 
