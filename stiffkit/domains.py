@@ -23,6 +23,7 @@ FIRST_VERSION = {  # Fig 10, Fashion-MNIST at training loss 0.1, read off to abo
     "layer 2": (0.066, 0.117, 0.29, 0.54, 0.37),
     "layer 3": (0.041, 0.085, 0.26, 0.45, 0.30),
 }
+SHOWN = 0.005  # a slope that is less is printed as zero
 FIRST_VERSION_RUNS = "fashion_mnist_rates"  # whose data set, optimiser and rates those are
 
 
@@ -55,9 +56,10 @@ def over_seeds(runs: xr.Dataset, definition: str, measure: str, arithmetic: str 
     """Lengths of all seeds together, (at, space, learning_rate).
 
     Returns:
-        A Dataset with `value`, `low` and `high`, a 95 % interval, and `censored`, where one of the seeds is: `value` is
-        then the mean of lengths and bounds, itself a bound, without an interval. The third version's length is that
-        of the mean line, with Fieller's interval from how the seeds' lines differ.
+        A Dataset with `value`, `low` and `high`, the geometric mean and a 95 % t interval of the logarithms, and
+        `censored`, where one of the seeds is: `value` is then the mean of lengths and bounds, itself a bound, without
+        an interval. The third version's length is that of the mean line, with Fieller's interval from how three or
+        more seeds' lines differ.
 
     """
     here = runs.sel(measure=measure, arithmetic=arithmetic)
@@ -68,8 +70,9 @@ def over_seeds(runs: xr.Dataset, definition: str, measure: str, arithmetic: str 
     censored = xr.full_like(found.censored.isel(seed=0, drop=True), "", dtype=object)
     for kind in kinds:
         censored = censored.where(~(found.censored == kind).any("seed"), kind)
-    interval = t_interval(found.value).where(censored == "")
-    return xr.Dataset({"value": found.value.mean("seed"), "censored": censored}).assign(interval[["low", "high"]])
+    interval = np.exp(t_interval(np.log(found.value.where(found.value > 0))))
+    ends = interval[["low", "high"]].where(censored == "")
+    return xr.Dataset({"value": interval["mean"], "censored": censored}).assign(ends)
 
 
 def _of_mean_lines(runs: xr.Dataset) -> xr.Dataset:
@@ -97,10 +100,14 @@ def _of_mean_line(lines: np.ndarray, observed: np.ndarray) -> Length:
 
 
 def against_rate(runs: xr.Dataset, arithmetic: str = "exact") -> xr.Dataset:
-    """The first version's domain sizes at equal loss, in spaces with a cosine distance, as `over_seeds` has them."""
+    """The first version's domain sizes at equal loss, in spaces with a cosine distance, as `over_seeds` has them.
+
+    With `alone`: what classes alone would give, NaN where they give no zero.
+    """
     spaces = [name for name in runs.space.values if "," not in name]
     here = runs.sel(at=protocol_places(runs, "equal loss"), space=spaces)
-    return over_seeds(here, "first zero", "sign", arithmetic)
+    alone = over_seeds(here, "classes alone", "sign", arithmetic)
+    return over_seeds(here, "first zero", "sign", arithmetic).assign(alone=alone.value.where(alone.censored == ""))
 
 
 def beside_first_version(ledger: claims.Ledger) -> xr.Dataset | None:
@@ -111,11 +118,11 @@ def beside_first_version(ledger: claims.Ledger) -> xr.Dataset | None:
 
 def decays(sets: Mapping[str, xr.Dataset]) -> dict[str, dict[str, xr.DataArray]]:
     """The decay with input distance of the cosine within classes, (at, learning_rate, seed), by set and protocol."""
-    own = {title: decay(runs).sel(space="input", measure="cos", arithmetic="exact") for title, runs in sets.items()}
-    return {
-        title: {protocol: own[title].sel(at=protocol_places(runs, protocol)) for protocol in PROTOCOLS}
-        for title, runs in sets.items()
-    }
+    found = {}
+    for title, runs in sets.items():
+        own = decay(runs).sel(space="input", measure="cos", arithmetic="exact")
+        found[f"decay, {title}"] = {protocol: own.sel(at=protocol_places(runs, protocol)) for protocol in PROTOCOLS}
+    return found
 
 
 def through_epochs(
@@ -140,7 +147,8 @@ def multiverse(runs: xr.Dataset, arithmetic: str = "exact") -> pd.DataFrame:
     """Does the critical length fall as the learning rate rises? By definition, measure and space, in both protocols.
 
     Of lengths the slope of their logarithm a decade of rate, over the windows and rates where no seed is censored; of
-    what always exists the slope itself: minus the decay, so that a fall is below zero throughout.
+    what always exists the slope itself: minus the decay, so that a fall is below zero throughout. "No value" is the
+    share of windows, rates and seeds without one: the loss was not reached, or no zero was seen.
     """
     rows, definitions = {}, (*DEFINITIONS, "minus decay")
     whole = {
@@ -155,8 +163,8 @@ def multiverse(runs: xr.Dataset, arithmetic: str = "exact") -> pd.DataFrame:
                     values = whole[definition, measure, protocol].sel(space=space)
                     slope = slope_a_decade(values).mean("at")
                     cells[protocol] = claims.over_seeds(slope)
-                    cells[f"{protocol}: "] = _direction(slope)
-                    cells[f"{protocol}, missing"] = f"{100 * float(values.isnull().mean()):.0f} %"
+                    cells[f"{protocol}: it"] = _direction(slope)
+                    cells[f"{protocol}, no value"] = f"{100 * float(values.isnull().mean()):.0f} %"
                 rows[space, MEASURE_NAMES[measure], definition] = cells
     index = pd.MultiIndex.from_tuples(rows, names=["space", "stiffness", "definition"])
     return pd.DataFrame(list(rows.values()), index=index)
@@ -174,6 +182,8 @@ def _direction(slope: xr.DataArray) -> str:
     low, high = float(interval.low), float(interval.high)
     if np.isnan(low):
         return "too few"
+    if max(abs(low), abs(high)) < SHOWN:
+        return "stays"
     return "falls" if high < 0 else "rises" if low > 0 else "unclear"
 
 

@@ -10,6 +10,7 @@ DEFINITIONS = {  # of the critical length
     "line": "zero of the line through pairs of one class (third version)",
     "each class": "the same for each class by itself, mean of their zeros",
     "first zero": "first zero of the binned curve of all pairs (first version)",
+    "classes alone": "where that curve would first be zero if neither kind of pairs depended on distance",
     "first zero, one class": "first zero of the binned curve of pairs of one class",
     "half": "where the binned curve of pairs of one class has fallen to half of its first value",
 }
@@ -38,6 +39,8 @@ def lengths(runs: xr.Dataset, definition: str) -> xr.Dataset:
             kind = kind.where(~(each.censored == one).any("of"), one)
         return xr.Dataset({"value": each.value.mean("of"), "censored": kind.where(~whole, "")})
     every = pooled(runs[["curve", "count"]].rename(curve="stiffness"), FEWEST)
+    if definition == "classes alone":
+        return crossings(every.null)
     curve = every.stiffness.sel(pairs=PAIRS[2] if definition == "first zero" else PAIRS[0])
     if definition == "half":
         curve = curve - curve.isel(distance=curve.notnull().argmax("distance"), drop=True) / 2

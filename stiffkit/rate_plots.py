@@ -54,14 +54,20 @@ def _shown(protocols: Mapping[str, xr.DataArray]) -> tuple:
 
 
 def _windows(ax: Any, values: xr.DataArray) -> None:
-    for k, (colour, place) in enumerate(zip(shades("viridis", values.sizes["at"]), values["at"].values, strict=True)):
+    colours, sides = shades("viridis", values.sizes["at"]), _sides(values.sizes["at"])
+    for k, (colour, side, place) in enumerate(zip(colours, sides, values["at"].values, strict=True)):
         whole = values.sel(at=place).dropna("learning_rate", how="any")
-        interval = t_interval(whole)
+        interval, x = t_interval(whole), whole.learning_rate * side
         look = {"color": colour, "marker": "osD^v<"[k % 6], "markersize": 4, "linewidth": 1.2, "label": str(place)}
-        ax.plot(whole.learning_rate, interval["mean"], "-", **look)
-        ax.vlines(whole.learning_rate, interval.low, interval.high, color=colour, linewidth=1.2)
+        ax.plot(x, interval["mean"], "-", **look)
+        ax.vlines(x, interval.low, interval.high, color=colour, linewidth=1.2)
     ax.axhline(0, color=GREY, linewidth=0.7)
     ax.set_xscale("log")
+
+
+def _sides(n: int) -> np.ndarray:
+    """Factors that put n points of one place on a logarithmic axis side by side."""
+    return 1.07 ** (np.arange(n) - (n - 1) / 2)
 
 
 def _rates(ax: Any, rates: np.ndarray) -> None:
@@ -101,28 +107,24 @@ def against_loss(panels: Mapping[str, xr.DataArray], losses: Sequence[float] = (
 
 @styled
 def forest(estimates: xr.Dataset, xlabel: str, axes: Any = None) -> np.ndarray:
-    """Means with intervals, a line a row: cosines filled, signs beside them hollow.
+    """Means with intervals, a line a row: cosines in the first panel, signs in the second, each on its own scale.
 
     Args:
         estimates: `mean`, `low`, `high` along row and measure ("cos", "sign").
         xlabel: what they are.
-        axes: one; made if left out.
+        axes: two; made if left out.
 
     """
-    axes = in_a_row(axes, 1, 0.9 + 0.5 * estimates.sizes["row"])
+    axes = in_a_row(axes, 2, 1.1 + 0.35 * estimates.sizes["row"], sharey=True)
     places = np.arange(estimates.sizes["row"])[::-1]
-    for measure, shift, colour, face in (("cos", 0.12, BLUE, BLUE), ("sign", -0.12, ORANGE, "none")):
+    for ax, (measure, title) in zip(axes, {"cos": "cosine", "sign": "sign"}.items(), strict=True):
         own = estimates.sel(measure=measure)
-        look = {"facecolors": face, "edgecolors": colour, "label": {"cos": "cosine", "sign": "sign"}[measure]}
-        axes[0].hlines(places + shift, own.low, own.high, color=colour, linewidth=1.6)
-        axes[0].scatter(own["mean"], places + shift, 28, marker="o", zorder=3, **look)
-    axes[0].axvline(0, color=GREY, linewidth=0.7)
-    axes[0].set_yticks(places, estimates.row.values)
-    axes[0].set(xlabel=xlabel, ylim=(-0.6, max(len(places), 1) - 0.4))
-    if len(places):
-        legend_above(axes[0])
-    else:
-        axes[0].set_title(NOTHING)
+        ax.hlines(places, own.low, own.high, color=BLUE, linewidth=1.6)
+        ax.scatter(own["mean"], places, 28, color=BLUE, zorder=3)
+        ax.axvline(0, color=GREY, linewidth=0.7)
+        ax.set(title=title if len(places) else NOTHING, ylim=(-0.6, max(len(places), 1) - 0.4))
+    axes[0].set_yticks(places, [fill(row, 24) for row in estimates.row.values], fontsize=8)
+    axes[0].figure.supxlabel(xlabel, fontsize="medium")
     return axes
 
 
@@ -245,9 +247,11 @@ def lengths_through_training(panels: Mapping[str, xr.Dataset], axes: Any = None)
     """
     axes = in_a_row(axes, len(panels), 3.2)
     for ax, (title, found) in zip(axes, panels.items(), strict=True):
-        for colour, rate in _by_rate(found):
-            _lengths(ax, "epochs", found.sel(learning_rate=rate), colour, f"{rate:g}")
-        ax.set(xscale="log", xlabel="epoch", title=fill(title, 20))
+        for (colour, rate), side in zip(_by_rate(found), _sides(found.sizes["learning_rate"]), strict=True):
+            _lengths(ax, "epochs", found.sel(learning_rate=rate), colour, f"{rate:g}", side)
+        unit = "1 / distance" if title.startswith("decay") else "distance"
+        ax.set(xscale="log", xlabel="epoch", ylabel=unit, title=fill(title, 20))
+        ax.set_ylim(bottom=0)
         ax.set_xticks(found.epochs.values, [f"{e:g}" for e in found.epochs.values], minor=False)
         ax.set_xticks([], minor=True)
     legend_above(axes[0], 5, title="learning rate")
@@ -261,8 +265,9 @@ def lengths_against_rate(
     """Lengths against the learning rate, a panel a space, a curve a window; bounds as hollow triangles.
 
     Args:
-        found: `value`, `low`, `high`, `censored` along at, space and learning_rate; or nothing.
-        reported: by space, what a paper reports at these rates, as crosses.
+        found: `value`, `low`, `high`, `censored` along at, space and learning_rate, and `alone`, what classes alone
+            would give, dotted; or nothing.
+        reported: by space, what a paper reports at these rates, as stars.
         axes: one a space; made if left out.
 
     """
@@ -278,22 +283,37 @@ def lengths_against_rate(
     axes = np.ravel(axes)
     for ax in axes[len(spaces) :]:
         ax.set_visible(False)
+    known = [
+        *np.ravel(found.value),
+        *np.ravel(found.alone),
+        *(x for space in spaces for x in (reported or {}).get(space, ())),
+    ]
+    limits = np.nanmin(known) / 1.8, np.nanmax(known) * 1.8  # intervals of two or three seeds go further
     for k, (ax, space) in enumerate(zip(axes, spaces, strict=False)):
-        for colour, place in zip(shades("viridis", found.sizes["at"]), found["at"].values, strict=True):
-            _lengths(ax, "learning_rate", found.sel(at=place, space=space), colour, str(place))
+        colours, sides = shades("viridis", found.sizes["at"]), _sides(found.sizes["at"])
+        for colour, side, place in zip(colours, sides, found["at"].values, strict=True):
+            own = found.sel(at=place, space=space)
+            _lengths(ax, "learning_rate", own, colour, str(place), side)
+            ax.plot(own.learning_rate * side, own.alone, "x:", color=colour, linewidth=1, markersize=4)
+        ax.plot([], [], "x:", color="black", linewidth=1, markersize=4, label="by classes alone")
         if reported and space in reported:
-            ax.plot(found.learning_rate, reported[space], "x", color=ORANGE, markersize=5, label="first version")
+            look = {"color": ORANGE, "markersize": 7, "zorder": 4, "label": "first version"}
+            ax.plot(found.learning_rate, reported[space], "*", **look)
         _rates(ax, found.learning_rate.values)
-        ax.set(yscale="log", title=space)
+        if k + min(len(spaces), 3) >= len(spaces):  # nothing below it
+            ax.tick_params(labelbottom=True)
+        else:
+            ax.set_xlabel("")
+        ax.set(yscale="log", ylim=limits, title=space)
         ax.set_ylabel("" if k % 3 else "distance of the zero")
     legend_above(axes[0], 4)
     return axes
 
 
-def _lengths(ax: Any, along: str, own: xr.Dataset, colour: Any, label: str) -> None:
+def _lengths(ax: Any, along: str, own: xr.Dataset, colour: Any, label: str, side: float) -> None:
     """Lengths as points with their intervals; those that are bounds as triangles that point to where they may be."""
-    x = own[along]
-    ax.plot(x, own.value, "-", color=colour, linewidth=1.2, label=label)
+    x = own[along] * side
+    ax.plot(x, own.value.where(own.censored == ""), "-", color=colour, linewidth=1.2, label=label)
     for kind, marker, face in (("", "o", colour), ("above", "^", "none"), ("below", "v", "none")):
         here = (own.censored == kind).values
         ax.scatter(x[here], own.value[here], 18, marker=marker, facecolors=[face], edgecolors=[colour], zorder=3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from stiffkit.distances import PAIRS, crossing, half_decay
+from stiffkit.distances import PAIRS, crossing, half_decay, pooled
 from stiffkit.endpoints import (
     decay_change,
     decay_rate_slope,
@@ -58,7 +58,7 @@ def along(name, values):
 
 def test_every_definition_of_a_line_finds_its_zero():
     runs = made_up(xi=0.5)
-    assert set(DEFINITIONS) == {"line", "each class", "first zero", "first zero, one class", "half"}
+    assert set(DEFINITIONS) == {"line", "each class", "first zero", "classes alone", "first zero, one class", "half"}
     for definition, expected in (("line", 0.5), ("each class", 0.5), ("first zero, one class", 0.5)):
         found = lengths(runs, definition)
         assert (found.censored == "").all(), definition
@@ -81,6 +81,15 @@ def test_they_are_those_of_one_curve(definition):
         expected = one(curves.sel(learning_rate=rate))
         assert float(found.value.sel(learning_rate=rate)) == pytest.approx(expected.value)
         assert str(found.censored.sel(learning_rate=rate).values) == expected.censored
+
+
+def test_classes_alone_give_the_zero_of_the_null():
+    runs = made_up(xi=along("learning_rate", (0.3, 0.7, 5.0)))
+    here = runs.isel(at=0, space=0, arithmetic=0, measure=0, seed=0)
+    found = lengths(runs, "classes alone").isel(at=0, space=0, arithmetic=0, measure=0, seed=0)
+    for rate in RATES:
+        own = here.sel(learning_rate=rate)[["curve", "count"]].rename(curve="stiffness")
+        assert float(found.value.sel(learning_rate=rate)) == pytest.approx(crossing(pooled(own).null).value)
 
 
 def test_a_zero_out_of_sight_is_censored_and_has_no_logarithm():
@@ -107,7 +116,9 @@ def test_one_class_without_a_zero_censors_the_mean():
 
 
 def test_an_unknown_definition_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'xi' is unknown; known are line, each class, first zero, first zero, one"):
+    with pytest.raises(
+        ValueError, match="'xi' is unknown; known are line, each class, first zero, classes alone, first zero, one"
+    ):
         lengths(made_up(), "xi")
 
 

@@ -139,7 +139,7 @@ OF_LAYERS = array(
 LENGTHS = xr.Dataset(
     {
         name: abs(array(("at", "space", "learning_rate"), space=["input", "layer 1", "output"], **RATES))
-        for name in ("value", "low", "high")
+        for name in ("value", "low", "high", "alone")
     }
 )
 LENGTHS["censored"] = xr.where(0 * LENGTHS.value + LENGTHS.learning_rate > 1e-4, "above", "")
@@ -217,7 +217,7 @@ PANELS = {
     "taken_apart": (2, 2),
     "against_rate": (1, 2),
     "against_loss": (1, 2),
-    "forest": (1, 1),
+    "forest": (1, 2),
     "quantiles_at_loss": (1, 2),
     "by_distance": (2, 2),
     "by_gradient_layer": (2, 2),
@@ -685,7 +685,8 @@ def test_against_rate_leaves_out_rates_that_a_seed_does_not_reach():
         assert (ax.get_title(), ax.get_xscale()) == (protocol, "log")
         for place, rates in (("loss 0.3", RATES["learning_rate"]), ("loss 0.1", RATES["learning_rate"][1:])):
             own = AT_RATES.sel(at=place, learning_rate=rates).mean("seed")
-            np.testing.assert_allclose(shown[place], [rates, own])
+            np.testing.assert_allclose(shown[place][0], rates, rtol=0.04)  # side by side
+            np.testing.assert_allclose(shown[place][1], own)
 
 
 def test_against_loss_falls_to_the_right_and_marks_stopping_losses():
@@ -696,19 +697,17 @@ def test_against_loss_falls_to_the_right_and_marks_stopping_losses():
     assert [0.3, 0.3] in [list(x) for x, _ in shown.values()]
 
 
-def test_forest_shows_cosines_over_signs_in_the_order_of_rows():
-    (ax,) = CALLS["forest"]()
-    assert [t.get_text() for t in ax.get_yticklabels()] == list("abcdef")
-    dots = {c.get_label(): c for c in ax.collections if c.get_label() in ("cosine", "sign")}
-    for name, measure in (("cosine", "cos"), ("sign", "sign")):
-        x, y = dots[name].get_offsets().T
+def test_forest_shows_cosines_beside_signs_in_the_order_of_rows():
+    axes = CALLS["forest"]()
+    assert [t.get_text() for t in axes[0].get_yticklabels()] == list("abcdef")
+    for ax, name, measure in zip(axes, ("cosine", "sign"), ("cos", "sign"), strict=True):
+        assert ax.get_title() == name
+        bars, dots = ax.collections
+        x, y = dots.get_offsets().T
         np.testing.assert_allclose(x, ESTIMATES["mean"].sel(measure=measure))
         assert (np.diff(y) < 0).all()
-    bars = [c for c in ax.collections if isinstance(c, mpl.collections.LineCollection)]
-    np.testing.assert_allclose(
-        bars[0].get_segments()[0][:, 0],
-        ESTIMATES[["low", "high"]].isel(row=0).sel(measure="cos").to_array(),
-    )
+        ends = ESTIMATES[["low", "high"]].isel(row=0).sel(measure=measure).to_array()
+        np.testing.assert_allclose(bars.get_segments()[0][:, 0], ends)
 
 
 def test_figures_of_no_recorded_run_say_so():
@@ -782,3 +781,9 @@ def test_lengths_against_rate_shows_what_a_paper_reports_where_it_does():
     axes = CALLS["lengths_against_rate"]()
     np.testing.assert_allclose(lines(axes[0])["first version"], [RATES["learning_rate"], [0.3, 0.3, 0.1]])
     assert "first version" not in lines(axes[1])
+
+
+def test_lengths_against_rate_shows_what_classes_alone_would_give():
+    for ax, space in zip(CALLS["lengths_against_rate"](), LENGTHS.space.values, strict=True):
+        dotted = [line.get_ydata() for line in ax.get_lines() if line.get_linestyle() == ":" and len(line.get_ydata())]
+        np.testing.assert_allclose(dotted, LENGTHS.alone.sel(space=space))

@@ -10,6 +10,7 @@ from stiffkit import claims, domains, rates, results
 from stiffkit.chapters import ADAM, DESCENT, CriticalLength, LearningRate, ParameterError, TooLongError
 from stiffkit.distances import Length
 from stiffkit.endpoints import PROTOCOLS
+from stiffkit.lengths import lengths
 from stiffkit.spaces import POOLED
 from stiffkit.statistics import t_interval
 from stiffkit.sweeps import Sweep
@@ -217,6 +218,17 @@ def test_two_seeds_give_a_zero_without_an_interval():
     assert domains._of_mean_line(np.array([[0.1, -1.6]] * 2), np.array([0.1, 1.0])).censored == "below"
 
 
+def test_lengths_have_the_interval_of_their_logarithms(shown):
+    _, runs = shown
+    here = runs.sel(at="end", measure="sign", arithmetic="exact")
+    own, found = lengths(here, "first zero"), domains.over_seeds(runs.sel(at="end"), "first zero", "sign")
+    whole = (own.censored == "").all("seed") & found.low.notnull()
+    assert whole.any()
+    logs = t_interval(np.log(own.value))
+    for name, of_logs in (("value", "mean"), ("low", "low"), ("high", "high")):
+        np.testing.assert_allclose(found[name].where(whole), np.exp(logs[of_logs]).where(whole))
+
+
 def test_directions_follow_the_interval():
     def of(*values):
         return domains._direction(xr.DataArray(list(values), dims="seed"))
@@ -224,6 +236,7 @@ def test_directions_follow_the_interval():
     assert of(-1.0, -1.1, -0.9) == "falls"
     assert of(1.0, 1.1, 0.9) == "rises"
     assert of(-1.0, 1.0, 0.1) == "unclear"
+    assert of(0.001, 0.0011, 0.0009) == "stays"
     assert of(1.0) == of(np.nan, 1.0) == "too few"
 
 
@@ -309,13 +322,13 @@ def test_the_multiverse_has_every_definition_and_space(shown):
     _, runs = shown
     table = domains.multiverse(runs)
     assert len(table) == runs.sizes["space"] * 2 * (len(domains.DEFINITIONS) + 1)
-    assert set(table["equal loss: "]) <= {"falls", "rises", "unclear", "too few"}
-    assert set(table.columns) == {f"{p}{end}" for p in PROTOCOLS for end in ("", ": ", ", missing")}
+    assert set(table["equal loss: it"]) <= {"falls", "rises", "stays", "unclear", "too few"}
+    assert set(table.columns) == {f"{p}{end}" for p in PROTOCOLS for end in ("", ": it", ", no value")}
 
 
 def test_decays_by_set_and_protocol(shown):
     _, runs = shown
-    found = domains.decays({"digits": runs})["digits"]
+    found = domains.decays({"digits": runs})["decay, digits"]
     assert list(found) == list(PROTOCOLS)
     line = runs.line.sel(at="loss 0.8", space="input", of=POOLED, measure="cos", arithmetic="exact")
     expected = -line.sel(coefficient="slope") / line.sel(coefficient="intercept")
