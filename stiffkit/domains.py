@@ -143,6 +143,18 @@ def through_epochs(
     }
 
 
+def line_by_line(runs: xr.Dataset, space: str, measure: str, arithmetic: str = "exact") -> pd.DataFrame:
+    """Intercept and slope of the line through pairs of one class: rates down, windows across. Their ratio is the decay."""
+    own = runs.line.sel(of=POOLED, space=space, measure=measure, arithmetic=arithmetic)
+    places = [place for protocol in PROTOCOLS for place in protocol_places(runs, protocol)]
+    rows = {
+        (name, f"{rate:g}"): {p: claims.over_seeds(own.sel(coefficient=name, learning_rate=rate, at=p)) for p in places}
+        for name, rate in product(("intercept", "slope"), runs.learning_rate.values)
+    }
+    index = pd.MultiIndex.from_tuples(rows, names=["", "learning rate"])
+    return pd.DataFrame(list(rows.values()), index=index)
+
+
 def multiverse(runs: xr.Dataset, arithmetic: str = "exact") -> pd.DataFrame:
     """Does the critical length fall as the learning rate rises? By definition, measure and space, in both protocols.
 

@@ -326,6 +326,16 @@ def test_the_multiverse_has_every_definition_and_space(shown):
     assert set(table.columns) == {f"{p}{end}" for p in PROTOCOLS for end in ("", ": it", ", no value")}
 
 
+def test_intercepts_and_slopes_are_those_of_the_lines(shown):
+    _, runs = shown
+    table = domains.line_by_line(runs, "layer 1", "cos")
+    here = runs.line.sel(
+        of=POOLED, space="layer 1", measure="cos", arithmetic="exact", at="epoch 2", learning_rate=3e-3
+    )
+    for name in ("intercept", "slope"):
+        assert table.loc[(name, "0.003"), "epoch 2"] == claims.over_seeds(here.sel(coefficient=name))
+
+
 def test_decays_by_set_and_protocol(shown):
     _, runs = shown
     found = domains.decays({"digits": runs})["decay, digits"]
