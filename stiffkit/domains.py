@@ -144,7 +144,7 @@ def through_epochs(
 
 
 def line_by_line(runs: xr.Dataset, space: str, measure: str, arithmetic: str = "exact") -> pd.DataFrame:
-    """Intercept and slope of the line through pairs of one class: rates down, windows across. Their ratio is the decay."""
+    """Intercept and slope, whose ratio is the decay, of the line through pairs of one class: a row a rate."""
     own = runs.line.sel(of=POOLED, space=space, measure=measure, arithmetic=arithmetic)
     places = [place for protocol in PROTOCOLS for place in protocol_places(runs, protocol)]
     rows = {
