@@ -153,7 +153,7 @@ def test_a_rate_that_does_not_come_to_a_loss_is_missing_with_the_reason():
     assert by_place.loc["loss 0.3", "rates"] == "0.0001, 0.001, 0.01"
     assert by_place.loc["loss 0.1", "rates"] == "0.001, 0.01"
     one_seed = runs.assign(loss=runs.loss.where((runs.seed != 2) | (runs.learning_rate != 1e-3), 0.5))
-    assert rates.crossings(one_seed).loc["0.001", "loss 0.3"].startswith("not seeds 2: 0.500 after")
+    assert rates.crossings(one_seed).loc["0.001", "loss 0.3"].startswith("not seed 2: 0.500 after")
 
 
 def test_a_loss_that_is_passed_before_the_first_window_is_said():
