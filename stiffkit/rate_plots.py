@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
+from matplotlib.ticker import LogLocator, NullLocator
 
 from stiffkit.distances import crossing
 from stiffkit.statistics import t_interval
@@ -100,6 +101,9 @@ def against_loss(panels: Mapping[str, xr.DataArray], losses: Sequence[float] = (
         known = values.loss.where(values.notnull().any(["learning_rate", "seed"]))
         ax.set(xscale="log", xlabel="training loss", title=measure)
         ax.set_xlim(float(known.max()) * 1.1, float(known.min()) / 1.1)
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
     axes[0].set_ylabel("stiffness between classes")
     legend_above(axes[0], 5, title="learning rate")
     return axes
