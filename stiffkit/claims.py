@@ -448,6 +448,16 @@ def over_seeds(values: xr.DataArray, digits: int = 2) -> str:
     return estimate(*_interval(tuple(values.values)), digits=digits)
 
 
+def seeds_by_number(seeds: Sequence[int]) -> str:
+    """Seeds named in a sentence.
+
+    >>> seeds_by_number([2]), seeds_by_number([2, 3])
+    ('seed 2', 'seeds 2, 3')
+
+    """
+    return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+
+
 def found(judgement: Judgement, ledger: Ledger, *, verdicts: bool = True) -> str:
     """What was found for a claim, in one line: each data set, its estimate and interval, and its own verdict."""
     parts = []

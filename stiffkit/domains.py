@@ -23,8 +23,8 @@ FIRST_VERSION = {  # Fig 10, Fashion-MNIST at training loss 0.1, read off to abo
     "layer 2": (0.066, 0.117, 0.29, 0.54, 0.37),
     "layer 3": (0.041, 0.085, 0.26, 0.45, 0.30),
 }
-SHOWN = 0.005  # a slope that is less is printed as zero
 FIRST_VERSION_RUNS = "fashion_mnist_rates"  # whose data set, optimiser and rates those are
+SHOWN = 0.005  # a slope that is less is printed as zero
 
 
 def curves(runs: xr.Dataset, place: str, rate: float, measure: str, arithmetic: str) -> xr.Dataset:

@@ -67,8 +67,7 @@ def _when(runs: xr.Dataset, epochs: xr.DataArray, loss: float) -> str:
     if not missing:
         return claims.over_seeds(epochs)
     end = windows.at(runs.loss.sel(split="train"), runs, "end").sel(seed=missing)
-    some = f"not {'seed' if len(missing) == 1 else 'seeds'} {', '.join(map(str, missing))}"
-    who = "no seed" if len(missing) == runs.sizes["seed"] else some
+    who = "no seed" if len(missing) == runs.sizes["seed"] else f"not {claims.seeds_by_number(missing)}"
     if bool((end < loss).any()):
         return f"{who}: below it from the first window on"
     return f"{who}: {rounded(float(end.mean()), 3)} after {float(runs.epochs.max()):.3g} epochs"

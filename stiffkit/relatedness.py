@@ -53,13 +53,16 @@ def description(p: Superclasses, runs: xr.Dataset) -> str:
     known = {split: claims.over_seeds(last.sel(split=split), 0) for split in ("train", "validation")}
     scale = claims.over_seeds(runs.logit_scale.sel(part="val").isel(images=0), 3)
     left_out = runs.attrs["left_out"]
-    who = f"{'seed' if len(left_out) == 1 else 'seeds'} {', '.join(map(str, left_out))}"
     return (
         f"Shown here: `{training.dataset}`, network `{training.model}`{norm}, {training.epochs:g} epochs, {seeds} "
         f"{'seed' if seeds == 1 else 'seeds'}, {points} + {points} images ({runs.source}). At the end it knows "
         f"{known['train']} % of the training images and {known['validation']} % of the validation images. Before "
         f"training the standard deviation of an image's logits is {scale}."
-        + (f" Left out: {who}, whose loss stays at that of uniform answers throughout." if left_out else "")
+        + (
+            f" Left out: {claims.seeds_by_number(left_out)}, whose loss stays at that of uniform answers throughout."
+            if left_out
+            else ""
+        )
     )
 
 
