@@ -315,10 +315,11 @@ def evolution(runs: xr.Dataset, arithmetic: str = "exact", axes: Any = None) -> 
                 _band(ax, here[name].sel(measure=measure, regime=regime), *LOOKS[regime], regime)
             ax.axhline(0, color=GREY, linewidth=0.7)
             ax.set_title(f"{name} classes, {'cosine' if measure == 'cos' else 'sign'}")
-    axes[0, 0].set(title="loss", yscale="log")
+    decade = runs.loss.max() > 10 * runs.loss.min()
+    axes[0, 0].set(title="loss", yscale="log" if decade else "linear")
     axes[0, 1].set(title="accuracy (%)")
     for ax in axes[1]:
-        ax.set_ylim(-0.05, 1.05)
+        ax.set_ylim(min(-0.05, 1.1 * float(here.within.mean("seed").min())), 1.05)
     _onsets(axes.flat, runs)
     for ax in axes[-1]:
         _images(ax, runs)

@@ -512,6 +512,15 @@ def bands(ax):
     return [np.array([p.vertices[1 : len(IMAGES) + 1, 1] for p in b.get_paths()]).ravel() for b in ax.collections]
 
 
+def test_evolution_shows_all_of_means_below_zero_and_losses_of_less_than_a_decade_on_a_plain_axis():
+    opposed = RUNS.assign(within=RUNS.within - 0.6, loss=1 + RUNS.loss / RUNS.loss.max())
+    assert plots.evolution(opposed.assign(loss=opposed.loss**9))[0, 0].get_yscale() == "log"
+    axes = plots.evolution(opposed)
+    assert axes[0, 0].get_yscale() == "linear"
+    lowest = float(opposed.within.sel(arithmetic="exact").mean("seed").min())
+    assert axes[1, 0].get_ylim()[0] < lowest < -0.05
+
+
 def test_evolution_shows_means_over_seeds_of_the_arithmetic_that_is_asked_for():
     axes = plots.evolution(RUNS, "keras2019")
     for row, name in ((1, "within"), (2, "between")):
