@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from stiffkit import results
 from stiffkit.chapters import Chapter, rounded
-from stiffkit.endpoints import ALLOWED, QUANTITIES, has_learnt
+from stiffkit.endpoints import ALLOWED, QUANTITIES, has_learnt, has_overfitted
 from stiffkit.experiment import Experiment
 from stiffkit.measurement import SPOKEN
 from stiffkit.results import book
@@ -101,6 +101,7 @@ class Claim(_Entry):
     criterion: Criterion
     datasets: tuple[str, ...] = Field(min_length=1, description="names of `runs`")
     arithmetics: tuple[Literal["exact", "float32", "keras2019", "own"], ...] = Field(("exact",), min_length=1)
+    only_overfitted: bool = Field(False, description="seeds that do not come to overfit are left out")
     exploratory: str = Field("", description="why, if something was seen before the criterion was written")
     former: tuple[Former, ...] = ()
 
@@ -324,9 +325,13 @@ def judge(claim: Claim, runs: Mapping[str, xr.Dataset]) -> Judgement:
 def _estimates(claim: Claim, dataset: str, runs: xr.Dataset) -> list[Estimate]:
     quantity, found = dict(claim.quantity), []
     values = QUANTITIES[quantity.pop("name")](runs, **quantity)
+    if claim.only_overfitted:
+        values = values.sel(seed=has_overfitted(runs))
     for arithmetic in claim.arithmetics:
         own = values.sel(arithmetic=arithmetic) if "arithmetic" in values.dims else values
         seeds = tuple(float(v) for v in own.values)
+        if not seeds:
+            return []
         found.append(Estimate(dataset, arithmetic, seeds, *_interval(seeds), verdict_of(claim.criterion, seeds)))
     return found
 
@@ -469,7 +474,8 @@ def found(judgement: Judgement, ledger: Ledger, *, verdicts: bool = True) -> str
             values = [name + estimate(e.mean, e.low, e.high, digits) for name, e in zip(names, here, strict=True)]
             own = f" ({verdict}, n = {len(here[0].values)})" if verdicts else ""
             parts.append(f"{ledger.runs[dataset].short} {', '.join(values)}{own}")
-    return "; ".join(parts) or "no recorded run"
+    overfits = " that overfits" if judgement.claim.only_overfitted else ""
+    return "; ".join(parts) or f"no recorded run{overfits}"
 
 
 def front(judgements: Iterable[Judgement], ledger: Ledger, folder: str = "") -> str:

@@ -57,6 +57,14 @@ def has_learnt(runs: xr.Dataset) -> xr.DataArray:
     return runs.loss.sel(split="train", drop=True).min("images") < 0.99 * uniform
 
 
+def has_overfitted(runs: xr.Dataset) -> xr.DataArray:
+    """Which seeds overfit: whose validation loss is least before the late window, and 5 % above that at the end."""
+    loss = runs.loss.sel(split="validation", drop=True)
+    late = int(window(runs, "late").images[0])
+    before, after = (loss.sel(images=part).min("images") for part in (slice(late - 1), slice(late, None)))
+    return (before < after) & (loss.isel(images=-1) > 1.05 * before)
+
+
 def level(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str) -> xr.DataArray:
     """Mean over a window of `within`, `between`, or `diagonal`, which is within less between; `true_` by true class."""
     prefix = "true_" if variable.startswith("true_") else ""
@@ -64,7 +72,7 @@ def level(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str) -
     here = window(runs[[*kinds.values(), "epochs"]], at).sel(measure=measure, regime=regime)
     within, between = (here[name] for name in kinds.values())
     values = {"within": within, "between": between, "diagonal": within - between}[variable.removeprefix(prefix)]
-    return values.mean("images").where(here.epochs.notnull().all("images"))  # a run that ended within it has no level
+    return values.mean("images").where(_whole(here))
 
 
 def change(runs: xr.Dataset, variable: str, measure: str, regime: str, at: str, since: str) -> xr.DataArray:
@@ -162,7 +170,13 @@ def pair_change(runs: xr.Dataset, rightness: str, measure: str, regime: str, at:
 
 
 def _mean(values: xr.DataArray, runs: xr.Dataset, name: str) -> xr.DataArray:
-    return window(values.to_dataset(name="values").assign(epochs=runs.epochs), name)["values"].mean("images")
+    here = window(values.to_dataset(name="values").assign(epochs=runs.epochs), name)
+    return here["values"].mean("images").where(_whole(here))
+
+
+def _whole(here: xr.Dataset) -> xr.DataArray:
+    """Which seeds have all checkpoints of a window: a run that ended within it has no level."""
+    return here.epochs.notnull().all("images")
 
 
 def clipped_prediction(runs: xr.Dataset, regime: str, by: str) -> xr.DataArray:
@@ -193,7 +207,7 @@ def regimes_apart(runs: xr.Dataset, measure: str, at: str) -> xr.DataArray:
     """The largest difference between two regimes, of within or of between."""
     here = window(runs[["within", "between", "epochs"]], at).sel(measure=measure)
     means = here[["within", "between"]].mean("images").to_dataarray()
-    return (means.max("regime") - means.min("regime")).max("variable")
+    return (means.max("regime") - means.min("regime")).max("variable").where(_whole(here))
 
 
 def larger_change(

@@ -454,7 +454,7 @@ def compute(experiments: Sequence[Experiment], *, device: str = "cpu", progress:
     layout = torch.channels_last  # trains convolutions a fifth faster on a CPU
     model = model.train().to(device, dtype, memory_format=layout)
     due = training.reached(len(dataset.train[1]))
-    run = stopped.find(training.key, [e.identity for e in experiments], _made_with(dataset, device))
+    run = stopped.find(training.key, [e.identity for e in experiments], _made_with(training, dataset, model, device))
     diverged, mark = False, time.perf_counter()
     with one_thread(), _bar(training, due[-1], progress) as bar:
         for checkpoint in _checkpoints(model, dataset.train, due, training, run.training):
@@ -503,8 +503,9 @@ def _truth(experiment: Experiment, dataset: Dataset, clean: Dataset) -> Tensor |
     return torch.cat([clean.train[1][index], clean.validation[1][index2]])
 
 
-def _made_with(dataset: Dataset, device: str) -> dict[str, Any]:
-    return {
+def _made_with(training: Training, dataset: Dataset, model: nn.Module, device: str) -> dict[str, Any]:
+    reads = training.dataset in sentences.NAMES
+    return (sentence_models.made_with(training.model, model) if reads else {}) | {
         "data_checksum": dataset.checksum,
         "training_version": TRAINING_VERSION,
         "measurement_version": MEASUREMENT_VERSION,

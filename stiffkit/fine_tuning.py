@@ -1,5 +1,7 @@
 """What chapter 7 shows: stiffness of a transformer that is tuned on pairs of sentences."""
 
+import json
+
 import pandas as pd
 import xarray as xr
 
@@ -74,10 +76,9 @@ def by_section(runs: xr.Dataset, measure: str, regime: str = "val-val") -> xr.Da
 
     """
     here = runs.sel(measure=measure, regime=regime)
-    names = ["embeddings", *(f"layer {k}" for k in range(1, runs.sizes["layer"] - 1)), "head"]
     kinds = {}
     for kind in ("within", "between"):
-        own = here[f"layer_{kind}"].rename(layer="section").assign_coords(section=names)
+        own = here[f"layer_{kind}"].rename(layer="section").assign_coords(section=json.loads(runs.attrs["sections"]))
         whole = here[kind].sel(arithmetic="exact", drop=True).expand_dims(section=["whole"])
         kinds[kind] = xr.concat([own, whole], "section").mean("seed")
     epochs = [float(f"{float(e):.2g}") for e in runs.epochs.mean("seed")]

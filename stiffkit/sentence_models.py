@@ -4,6 +4,7 @@ A data set of pairs is one integer tensor, (n, rows, length), so that it is draw
 images: a row for each input that the tokenizer makes, tokens first, the mask last.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,11 +78,16 @@ class PairClassifier(nn.Module):
         return {"embedding": embedding, "[CLS]": first}
 
     def section(self, name: str) -> str:
-        """Where a module is, by its name: "embeddings", "layer 1", ... of the encoder, or the "head" on top."""
+        """Where a module is, by its name: "embeddings", "layer 1", ... of the encoder, "pooler", or "head" on top."""
         if "embeddings." in name:
             return "embeddings"
         number = re.search(r"(?:\b|_)(?:layers?|h)\.(\d+)\.", name)
-        return f"layer {int(number[1]) + 1}" if number else "head"
+        return f"layer {int(number[1]) + 1}" if number else "pooler" if "pooler." in name else "head"
+
+    @property
+    def sections(self) -> list[str]:
+        """The sections that have weights, from the input to the output."""
+        return list(dict.fromkeys(self.section(name) for name, _ in self.named_parameters()))
 
 
 def tokenizer_of(name: str, pairs: Pairs | None = None) -> Any:
@@ -289,11 +295,27 @@ def _place(name: str) -> tuple[str, str | None]:
     return HUB.get(name, (name, None))
 
 
+def made_with(name: str, model: PairClassifier) -> dict[str, str]:
+    """What a run is made with beyond the data: transformers' version, which weights, and the sections that it has.
+
+    Weights are named by the revision on the Hub, or by the checksum of their folder; "" for "tiny", which has none.
+    """
+    folder, revision = (None, None) if name == RANDOM else _place(name)
+    local = folder is not None and Path(folder).is_dir()
+    return {
+        "transformers": import_transformers().__version__,
+        "weights": _checksum_of(Path(folder)) if local else revision or "",
+        "sections": json.dumps(model.sections),
+    }
+
+
 def checksum_of_folder(name: str) -> str:
     """The SHA-256 of the files of a model that is given as a folder, 16 hex digits; "" for any other model."""
     folder = Path(name).expanduser()
-    if name in (EMBEDDED, RANDOM, *HUB) or not folder.is_dir():
-        return ""
+    return "" if name in (EMBEDDED, RANDOM, *HUB) or not folder.is_dir() else _checksum_of(folder)
+
+
+def _checksum_of(folder: Path) -> str:
     return _checksum(tuple((p, p.stat().st_mtime_ns) for p in sorted(folder.iterdir()) if p.is_file()))
 
 

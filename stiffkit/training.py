@@ -195,8 +195,9 @@ def _order(n: int, size: int, generator: torch.Generator, lengths: Tensor | None
     known = lengths.cpu()
     pools = [pool[known[pool].argsort(stable=True)] for pool in order.split(POOL * size)]
     batches = [batch for pool in pools for batch in pool.split(size)]
-    *whole, last = batches  # which may be smaller, and so ends the epoch
-    chosen = [*(whole[k] for k in torch.randperm(len(whole), generator=generator)), last]
+    whole = [batch for batch in batches if len(batch) == size]
+    smaller = batches[len(whole) :]  # at most one, which ends the epoch
+    chosen = [*(whole[k] for k in torch.randperm(len(whole), generator=generator)), *smaller]
     return torch.cat(chosen), [len(batch) for batch in chosen]
 
 

@@ -612,6 +612,17 @@ def test_seeds_that_have_not_learnt_judge_only_where_they_may(tmp_path, monkeypa
     assert {name: r.seed.values.tolist() for name, r in found.items()} == {"digits": [1, 2, 3, 4, 5], "learnt": [1, 4]}
 
 
+def test_seeds_that_do_not_overfit_are_left_out_of_claims_about_overfitting():
+    claim, runs = a_claim(only_overfitted=True), made_up(about(0.9))
+    end = xr.DataArray([0.5, 1.04, 1.06, 2.0, math.nan], {"seed": runs.seed}, "seed")
+    runs = runs.assign(loss=xr.where(runs.images == 0, 1.0, end).expand_dims(split=["validation"]))
+    assert endpoints.has_overfitted(runs).values.tolist() == [False, False, True, True, False]
+    assert [len(e.values) for e in claims.judge(claim, {"digits": runs}).estimates] == [2]
+    none = claims.judge(claim, {"digits": runs.isel(seed=[0, 1])})
+    assert (none.verdict, none.estimates) == (NOT_RUN, ())
+    assert claims.found(none, LEDGER) == "no recorded run that overfits"
+
+
 # ----------------------------------------------------------------------------------------------------------- the answer
 
 

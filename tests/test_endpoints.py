@@ -203,6 +203,12 @@ def test_a_run_that_ended_before_a_window_has_no_level():
     assert math.isnan(ratio(runs, "within", "sign", "val-val", "late", "learning").sel(arithmetic="exact", seed=2))
 
 
+def test_a_run_that_ended_before_a_window_has_its_regimes_not_compared():
+    runs = made_up(lambda seed, epochs, *_: math.nan if seed == 2 and epochs > 21 else epochs)
+    runs["epochs"] = runs.epochs.where(runs.within.sel(arithmetic="exact", regime="val-val", measure="sign").notnull())
+    assert np.isfinite(regimes_apart(runs, "sign", "late").sel(arithmetic="exact")).values.tolist() == [True, False]
+
+
 def test_arithmetics_apart():
     runs = made_up(lambda seed, epochs, arithmetic, *_: seed * (epochs if arithmetic == "exact" else 1.0))
     found = arithmetics_apart(runs, "within", "sign", "val-val", "late", "keras2019")

@@ -110,9 +110,9 @@ def test_the_table_has_a_row_a_checkpoint(shown):
 def test_sections_are_named_from_the_input_to_the_whole(shown):
     _, runs = shown
     found = fine_tuning.by_section(runs, "sign")
-    assert found.section.values.tolist() == ["embeddings", "layer 1", "layer 2", "head", "whole"]
+    assert found.section.values.tolist() == ["embeddings", "layer 1", "layer 2", "pooler", "head", "whole"]
     own = runs.sel(measure="sign", regime="val-val")
-    np.testing.assert_allclose(found.within.sel(section="head"), own.layer_within.sel(layer=4).mean("seed"))
+    np.testing.assert_allclose(found.within.sel(section="head"), own.layer_within.sel(layer=5).mean("seed"))
     np.testing.assert_allclose(found.between.sel(section="whole"), own.between.sel(arithmetic="exact").mean("seed"))
     assert found.epochs.values[[0, -1]].tolist() == [0, 1]
 

@@ -193,6 +193,7 @@ def test_sections_of_other_transformers(tiny):
         "transformer.transformer.h.3.mlp.c_fc": "layer 4",
         "transformer.distilbert.transformer.layer.2.ffn.lin1": "layer 3",
         "transformer.roberta.embeddings.LayerNorm": "embeddings",
+        "transformer.bert.pooler.dense": "pooler",
         "transformer.score": "head",
     }
     assert {name: model.section(name) for name in named} == named

@@ -31,7 +31,7 @@ def test_a_run_has_what_a_run_of_images_has(run):
     assert run.loss.sizes == {"images": 3, "split": 3}
     assert run.within.sel(images=0, arithmetic="exact", measure="sign").values.tolist() == [1, 1, 1]
     assert (run.between.sel(images=0, arithmetic="exact", measure="sign") < -0.9).all()
-    assert run.layer.values.tolist() == [1, 2, 3, 4], "embeddings, two layers, and the head"
+    assert run.layer.values.tolist() == [1, 2, 3, 4, 5], "embeddings, two layers, the pooler and the head"
     assert np.isfinite(run.layer_within).all()
     assert run.stiffness.sizes["class_a"] == 3
 
@@ -72,7 +72,7 @@ def test_sections_add_up_to_the_whole():
     lengths = sentence_models.lengths_of(points[0])
     assert torch.equal(lengths, lengths.sort().values), "chunks of about one length need little padding"
     found = in_sections(gradient_gram(model, cross_entropy, points, by="layer"), model.section)
-    assert list(found) == ["embeddings", "layer 1", "layer 2", "head"]
+    assert list(found) == ["embeddings", "layer 1", "layer 2", "pooler", "head"]
     together = gradient_gram(model, cross_entropy, points)
     torch.testing.assert_close(whole(found).cos, together.cos, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(sum(gram.dot for gram in found.values()), together.dot, atol=1e-8, rtol=1e-5)

@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 import xarray as xr
+from torch import nn
 
 from stiffkit import checked_file, results, stopped
 from stiffkit import experiment as experiments
@@ -150,7 +151,9 @@ def test_with_other_code_a_run_begins_anew(change, monkeypatch):
     about = stopped.load(stopped.path(key)).made_with
     assert len(stopped.find(key, [identity], about).measured[identity]) == 3
     monkeypatch.setattr(*change)
-    begun = stopped.find(key, [identity], experiments._made_with(load("digits"), "cpu"))
+    begun = stopped.find(
+        key, [identity], experiments._made_with(small().training, load("digits"), nn.Identity(), "cpu")
+    )
     assert (begun.training, begun.measured) == (None, {identity: []})
 
 
