@@ -2,6 +2,7 @@ r"""The Gram matrix of per-sample loss gradients, from which every measure of th
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -202,11 +203,11 @@ def unit_squares(model: nn.Module, loss: Loss, points: PointSet, memory: int) ->
 def _squares_of(
     model: nn.Module, layers: Layers, loss: Loss, points: PointSet, numbers: range, buffer: Buffer, bar: tqdm
 ) -> tuple[Tensor, OutputGradients]:
-    seen = signals(model, layers, loss, _part(points, numbers), len(numbers))
+    seen = signals(model, layers, loss, points, numbers, len(numbers))
     seen.outputs.check(numbers.start)
     squares = squared_norms(seen.gradients) if layers.width else torch.zeros_like(seen.outputs.scale)
-    for name, signal in seen.signals.items():
-        squares = squares + layer_squares(layers.modules[name], *signal, buffer)
+    for name, pieces in seen.signals.items():
+        squares = squares + torch.cat([layer_squares(layers.modules[name], a, b, buffer) for a, b in pieces])
     bar.update(len(numbers))
     return squares, seen.outputs
 
@@ -241,27 +242,27 @@ def _by_layers(
     scales = tuple(torch.zeros(len(s), dtype=torch.float64, device=s.device) for s in (rows, columns))
     batch = _points_in_a_pass(layers.passing, memory, rows.device)
     buffers = Buffer(max(1, min(SLICE_BYTES, memory // 8))), Buffer(max(1, min(SLICE_BYTES, memory // 8)))
-    kept = layers.kept * (len(rows) + (0 if same else len(columns)))
-    everything = kept + layers.passing * batch + sum(buffer.size for buffer in buffers)
-    block = max(len(rows), len(columns)) if everything < memory else int(max(1, memory / 4 / max(layers.kept, 1)))
-    blocks_of_rows, blocks_of_columns = batches(len(rows), block), batches(len(columns), block)
-    pairs = sum(not same or i.start <= j.start for i in blocks_of_rows for j in blocks_of_columns)
+    room = max(0, memory - layers.passing * batch - sum(buffer.size for buffer in buffers))
+
+    def blocks_from(start: int, points: PointSet, whole: float = room / 2) -> Iterator[tuple[range, Signals]]:
+        while start < len(points):
+            found = signals(model, layers, loss, points, range(start, len(points)), batch, (whole, room / 2))
+            yield range(start, start + len(found)), found
+            start += len(found)
+
     steps = len(layers.modules) if by else len(layers.modules) - len(layers.columns) + bool(layers.width)
+    pairs = len(rows) * (len(rows) + 1) // 2 if same else len(rows) * len(columns)
     with progress(pairs * steps, "Gram matrix") as bar:
-        for i in blocks_of_rows:
-            first = signals(model, layers, loss, _part(rows, i), batch)
+        for i, first in blocks_from(0, rows, room if same else room / 2):
             first.outputs.check(i.start)
             scales[0][i.start : i.stop] = first.outputs.scale
-            for j in blocks_of_columns:
-                if same and j.start < i.start:
-                    continue
-                second = first if same and i == j else signals(model, layers, loss, _part(columns, j), batch)
+            for j, second in chain([(i, first)], blocks_from(i.stop, rows)) if same else blocks_from(0, columns):
                 if not same and i.start == 0:
                     second.outputs.check(j.start)
                 scales[1][j.start : j.stop] = second.outputs.scale
                 for name, found in _products(layers, first, second, by, buffers):
                     _put(parts[name], i, j, found, same)
-                    bar.update()
+                    bar.update(len(i) * (len(i) + 1) // 2 if second is first else len(i) * len(j))
     return parts, scales
 
 
@@ -269,10 +270,6 @@ def _points_in_a_pass(each: float, memory: int, device: torch.device) -> int:
     """As many as fit into the cache, each saving so many bytes, but between bounds; fewer where memory is short."""
     usual = min(MOST, max(LEAST, PASS_BYTES // max(each, 1))) if device.type == "cpu" else MOST
     return int(max(1, min(usual, memory // 4 // max(each, 1))))
-
-
-def _part(points: PointSet, numbers: range) -> PointSet:
-    return points if len(numbers) == len(points) else points.take(slice(numbers.start, numbers.stop))
 
 
 def _products(
@@ -283,9 +280,9 @@ def _products(
     for name, piece in pieces if layers.width else ():
         g = first.gradients[:, piece]
         yield name, products(g, g if first is second else second.gradients[:, piece])
-    for name, signal in first.signals.items():
-        other = signal if first is second else second.signals[name]
-        yield name if by else "", layer_products(layers.modules[name], signal, other, buffers)
+    for name, pieces in first.signals.items():
+        other = pieces if first is second else second.signals[name]
+        yield name if by else "", layer_products(layers.modules[name], pieces, other, buffers)
 
 
 def _put(part: Products, i: range, j: range, products: Products, same: bool) -> None:

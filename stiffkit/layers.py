@@ -13,7 +13,7 @@ an image, the gradient of sample i is
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 
 import torch
@@ -80,9 +80,9 @@ class Buffer:
         self.size = size
         self._memory = {"slice": torch.empty(0), "patches": torch.empty(0)}
 
-    def columns(self, *sets: Tensor) -> int:
+    def columns(self, *sets: Sequence[Signal]) -> int:
         """Of a slice of the gradients of so many samples."""
-        return self.size // max(len(x) * x.element_size() for x in sets)
+        return self.size // max(sum(len(b) for _, b in pieces) * pieces[0][1].element_size() for pieces in sets)
 
     def empty(self, what: str, like: Tensor, *shape: int) -> Tensor:
         """A tensor for a slice or for patches, in place of the last one."""
@@ -94,12 +94,19 @@ class Buffer:
         return self._memory[what][: prod(shape)].view(shape)
 
 
-def gradients(module: nn.Module, a: Tensor, b: Tensor, columns: int, buffer: Buffer) -> Iterator[Tensor]:
+def gradients(module: nn.Module, pieces: Sequence[Signal], columns: int, buffer: Buffer) -> Iterator[Tensor]:
     """The per-sample gradients of a layer's trainable parameters, in slices (n, at most about `columns`).
 
-    A slice may lie in the buffer, that is in the memory of those before it.
+    A slice may lie in the buffer, that is in the memory of those before it. Pieces are samples below each other, whose
+    sequences may have different lengths.
     """
-    return GRADIENTS[type(module)](module, a, b, columns, buffer)
+    formed = GRADIENTS[type(module)]
+    if len(pieces) == 1:
+        yield from formed(module, *pieces[0], columns, buffer)
+        return
+    for parts in zip(*(formed(module, a, b, columns, Buffer()) for a, b in pieces), strict=True):
+        rows, numbers = sum(map(len, parts)), parts[0].shape[1]
+        yield torch.cat(parts, out=buffer.empty("slice", parts[0], rows, numbers))
 
 
 def _linear(module: nn.Linear, a: Tensor, b: Tensor, columns: int, buffer: Buffer) -> Iterator[Tensor]:
@@ -199,15 +206,20 @@ GRADIENTS: dict[type, Callable[[nn.Module, Tensor, Tensor, int, Buffer], Iterato
 }
 
 
-def layer_products(module: nn.Module, rows: Signal, columns: Signal, buffers: tuple[Buffer, Buffer]) -> Products:
-    """One layer's inner products and squared norms from its signals; gradients are formed a buffer at a time."""
-    if isinstance(module, nn.Linear) and rows[0].shape[1] == columns[0].shape[1] == 1:
-        return _vectors(module, rows, columns)
+def layer_products(
+    module: nn.Module, rows: Sequence[Signal], columns: Sequence[Signal], buffers: tuple[Buffer, Buffer]
+) -> Products:
+    """One layer's inner products and squared norms from its signals; gradients are formed a buffer at a time.
+
+    Signals come in pieces, as `gradients` takes them.
+    """
+    if isinstance(module, nn.Linear) and all(len(p) == 1 and p[0][1].shape[1] == 1 for p in (rows, columns)):
+        return _vectors(module, rows[0], columns[0])
     if isinstance(module, nn.Embedding):
         return _embedding_products(module, rows, columns, buffers[0].size)
-    step = buffers[0].columns(rows[1], columns[1])
+    step = buffers[0].columns(rows, columns)
     sets = [rows] if rows is columns else [rows, columns]
-    slices_of_sets = (gradients(module, a, b, step, buffer) for (a, b), buffer in zip(sets, buffers, strict=False))
+    slices_of_sets = (gradients(module, pieces, step, buffer) for pieces, buffer in zip(sets, buffers, strict=False))
     return summed(zip(*slices_of_sets, strict=True))
 
 
@@ -221,10 +233,11 @@ def layer_squares(module: nn.Module, a: Tensor, b: Tensor, buffer: Buffer) -> Te
             pairs += float(_trains(module, "bias"))
             return (pairs * torch.bmm(b, b.mT)).flatten(1).double().sum(dim=1)
     if isinstance(module, nn.Embedding):
-        samples, _, values = _rows_of_tokens(module, a, b)
+        samples, _, values = _rows_of_tokens(module, [(a, b)])
         squares = torch.zeros(len(a), dtype=torch.float64, device=b.device)
         return squares.index_add_(0, samples, squared_norms(values))
-    return sum(squared_norms(g) for g in gradients(module, a, b, buffer.columns(b), buffer))
+    pieces = [(a, b)]
+    return sum(squared_norms(g) for g in gradients(module, pieces, buffer.columns(pieces), buffer))
 
 
 def squares_and_sum(module: nn.Module, a: Tensor, b: Tensor, buffer: Buffer) -> tuple[Tensor, Tensor]:
@@ -232,7 +245,7 @@ def squares_and_sum(module: nn.Module, a: Tensor, b: Tensor, buffer: Buffer) -> 
     if isinstance(module, (nn.Linear, nn.Embedding)):  # samples may stand for positions of a single one
         whole = (x.flatten(0, 1)[None] for x in (a, b))
         return layer_squares(module, a, b, buffer), layer_squares(module, *whole, buffer)[0]
-    parts = gradients(module, a, b, buffer.columns(b), buffer)
+    parts = gradients(module, [(a, b)], buffer.columns([(a, b)]), buffer)
     found = [(squared_norms(g), squared_norms(g.sum(dim=0, keepdim=True))[0]) for g in parts]
     return tuple(map(sum, zip(*found, strict=True)))
 
@@ -264,22 +277,24 @@ def _vectors(module: nn.Linear, rows: Signal, columns: Signal) -> Products:
     )
 
 
-def _embedding_products(module: nn.Embedding, rows: Signal, columns: Signal, slice_bytes: int) -> Products:
+def _embedding_products(
+    module: nn.Embedding, rows: Sequence[Signal], columns: Sequence[Signal], slice_bytes: int
+) -> Products:
     """Those of two sets are a block of those of both together."""
-    n = len(rows[0])
     if rows is columns:
-        dot = _embedding_gram(module, *rows, slice_bytes)
+        dot = _embedding_gram(module, rows, slice_bytes)
         return dot, dot.diagonal(), dot.diagonal()
-    longest = max(rows[0].shape[1], columns[0].shape[1])
-    both = (torch.cat([padded(x, longest), padded(y, longest)]) for x, y in zip(rows, columns, strict=True))
-    dot = _embedding_gram(module, *both, slice_bytes)
+    n = sum(len(b) for _, b in rows)
+    dot = _embedding_gram(module, [*rows, *columns], slice_bytes)
     return dot[:n, n:], dot.diagonal()[:n], dot.diagonal()[n:]
 
 
-def _embedding_gram(module: nn.Embedding, a: Tensor, b: Tensor, slice_bytes: int) -> Tensor:
+def _embedding_gram(module: nn.Embedding, pieces: Sequence[Signal], slice_bytes: int) -> Tensor:
     """Token by token: two samples have only those rows in common whose tokens both of them have."""
-    n, (flat, size) = len(a), _at_size_one(b.flatten(1))
-    samples, tokens, values = _rows_of_tokens(module, a, flat.view(b.shape))
+    n, b = sum(len(b) for _, b in pieces), pieces[0][1]
+    scaled = [_at_size_one(b.flatten(1)) for _, b in pieces]
+    shaped = [(a, flat.view(b.shape)) for (a, b), (flat, _) in zip(pieces, scaled, strict=True)]
+    samples, tokens, values = _rows_of_tokens(module, shaped)
     _, counts = tokens.unique_consecutive(return_counts=True)
     ends, total = counts.cumsum(0), torch.zeros(n * n, dtype=torch.float64, device=b.device)
     for k in range((n - 1).bit_length() + 1):  # tokens that at most 2^k samples have, and more than half as many
@@ -294,7 +309,10 @@ def _embedding_gram(module: nn.Embedding, a: Tensor, b: Tensor, slice_bytes: int
             pairs = (n * who[:, :, None] + who[:, None]).flatten()
             total.index_add_(0, pairs, torch.bmm(found, found.mT).double().flatten())
     total = total.view(n, n)
-    return total if size is None else total * size[:, None] * size
+    if all(size is None for _, size in scaled):
+        return total
+    size = torch.cat([_or_ones(size, flat) for flat, size in scaled])
+    return total * size[:, None] * size
 
 
 def _at_once(most: int, b: Tensor, slice_bytes: int) -> int:
@@ -302,23 +320,22 @@ def _at_once(most: int, b: Tensor, slice_bytes: int) -> int:
     return max(1, slice_bytes // (most * (most * 24 + b.shape[2] * b.element_size())))
 
 
-def _rows_of_tokens(module: nn.Embedding, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _rows_of_tokens(module: nn.Embedding, pieces: Sequence[Signal]) -> tuple[Tensor, Tensor, Tensor]:
     """The rows of an embedding's gradients that are not zero: whose sample's, for which token, and the row itself.
 
     One for each token of each sample, but for the padding's, in the order of the tokens.
     """
-    n, tokens = len(a), a[:, :, 0].long()
-    kept = tokens != (-1 if module.padding_idx is None else module.padding_idx)
-    keys = (n * tokens + torch.arange(n, device=a.device)[:, None])[kept]
-    keys, place = keys.unique(return_inverse=True)
-    return keys % n, keys // n, b.new_zeros(len(keys), b.shape[2]).index_add_(0, place, b[kept])
-
-
-def padded(x: Tensor, positions: int) -> Tensor:
-    """With zeros for further positions, which add nothing where the output gradient is zero."""
-    return (
-        x if x.shape[1] == positions else torch.cat([x, x.new_zeros(len(x), positions - x.shape[1], *x.shape[2:])], 1)
-    )
+    n = sum(len(a) for a, _ in pieces)
+    keys, values, first = [], [], 0
+    for a, b in pieces:
+        tokens = a[:, :, 0].long()
+        kept = tokens != (-1 if module.padding_idx is None else module.padding_idx)
+        keys.append((n * tokens + torch.arange(first, first + len(a), device=a.device)[:, None])[kept])
+        values.append(b[kept])
+        first += len(a)
+    keys, place = torch.cat(keys).unique(return_inverse=True)
+    values = torch.cat(values)
+    return keys % n, keys // n, values.new_zeros(len(keys), values.shape[1]).index_add_(0, place, values)
 
 
 def slices(size: int, most: int) -> Iterator[slice]:

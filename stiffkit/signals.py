@@ -2,10 +2,11 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, groupby
+from math import inf
 from typing import Self
 
 import torch
@@ -78,11 +79,17 @@ def _side_by_side(modules: dict[str, nn.Module]) -> dict[str, slice]:
 
 @dataclass
 class Signals:
-    """What is kept of n points: the matrix of gradients (n, width), the signals of other layers, output gradients."""
+    """What is kept of n points: the matrix of gradients (n, width), the signals of other layers, output gradients.
+
+    Signals come in pieces, since a model may cut each batch of sequences to the longest of them.
+    """
 
     gradients: Tensor
-    signals: dict[str, Signal]
+    signals: dict[str, list[Signal]]
     outputs: OutputGradients
+
+    def __len__(self) -> int:
+        return len(self.outputs.scale)
 
 
 def certain_layers(model: nn.Module, loss: Loss, points: PointSet) -> Layers:
@@ -175,33 +182,62 @@ def trainable(module: nn.Module) -> list[Tensor]:
     return [p for p in module.parameters(recurse=False) if p.requires_grad]
 
 
-def signals(model: nn.Module, layers: Layers, loss: Loss, points: PointSet, batch_size: int) -> Signals:
-    """Run the model on all points and keep what the layers see.
+def signals(
+    model: nn.Module,
+    layers: Layers,
+    loss: Loss,
+    points: PointSet,
+    numbers: range,
+    batch_size: int,
+    room: tuple[float, float] = (inf, inf),
+) -> Signals:
+    """Run the model on points with these numbers and keep what the layers see, as far as there is room.
+
+    Args:
+        model: the model.
+        layers: that are certain.
+        loss: one a point.
+        points: all of them.
+        numbers: of those that are wanted.
+        batch_size: points in a pass.
+        room: bytes that signals may take if they are those of all points; and if not: then those of the first batches
+            are kept, of one at least.
 
     Raises:
         UncertainError: naming layers that some points use in another way than those did that showed them certain.
 
     """
+    whole, part = room
     found, pieces = [], {name: [] for name in layers.modules if name not in layers.columns}
-    versions, gradients, buffer = [], torch.empty(len(points), 0), Buffer()
-    for numbers in batches(len(points), batch_size):
-        part = slice(numbers.start, numbers.stop)
-        outputs, seen = _of_batch(model, layers, loss, points.take(part, layers.images))
+    versions, gradients, sizes, buffer = [], torch.empty(len(numbers), 0), [0.0], Buffer()
+    for batch in batches(len(numbers), batch_size):
+        some = slice(numbers.start + batch.start, numbers.start + batch.stop)
+        outputs, seen = _of_batch(model, layers, loss, points.take(some, layers.images))
         found.append(outputs)
+        inputs: dict[int, int] = {}
+        size = 0
         for name in list(seen):
             a, b = of_layers.without_idle_positions(layers.modules[name], *seen.pop(name))
             if name in pieces:
                 pieces[name].append((a, b))
                 versions.append((name, a, a._version))
+                inputs[a.data_ptr()], size = a.nbytes, size + b.nbytes
                 continue
+            row = layers.width * b.element_size()
             if not gradients.shape[1]:
-                gradients = b.new_empty(len(points), layers.width)
-            slices = of_layers.gradients(layers.modules[name], a, b, sys.maxsize, buffer)
-            _fill(gradients[part, layers.columns[name]], slices)
+                gradients = b.new_empty(int(min(len(numbers), batch_size + whole // row)), layers.width)
+            slices = of_layers.gradients(layers.modules[name], [(a, b)], sys.maxsize, buffer)
+            _fill(gradients[batch.start : batch.stop, layers.columns[name]], slices)
+        sizes.append(sizes[-1] + size + sum(inputs.values()) + len(batch) * layers.width * gradients.element_size())
+        if sizes[-1] > whole:
+            found = found[: max(1, sum(size <= part for size in sizes[1:]))]
+            break
     # A model may write the next batch into the memory of the last one.
     _Calls.refuse(name for name, a, version in versions if a._version != version)
     versions.clear()  # and with it what would keep the batches in memory while they are joined
-    return Signals(gradients, _joined(layers, pieces), OutputGradients.joined(found))
+    joined = _joined({name: parts[: len(found)] for name, parts in pieces.items()})
+    outputs = OutputGradients.joined(found)
+    return Signals(gradients[: len(outputs.scale)], joined, outputs)
 
 
 def _of_batch(
@@ -220,26 +256,25 @@ def _fill(place: Tensor, slices: Iterable[Tensor]) -> None:
         start += part.shape[1]
 
 
-def _joined(layers: Layers, pieces: dict[str, list[Signal]]) -> dict[str, Signal]:
-    """The batches of each layer's signal as one; an input that layers share, as queries and keys do, is kept once.
+def _joined(pieces: dict[str, list[Signal]]) -> dict[str, list[Signal]]:
+    """The batches of each layer's signal, those of one length as one piece.
 
-    Sequences that were cut to different lengths are made as long again.
+    An input that layers share, as queries and keys do, is kept once.
     """
     shared: dict[tuple, Tensor] = {}
-
-    def one(parts: tuple[Tensor, ...], name: str) -> Tensor:
-        if isinstance(layers.modules[name], (nn.Linear, nn.Embedding)):
-            longest = max(x.shape[1] for x in parts)
-            parts = [of_layers.padded(x, longest) for x in parts]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
-
     found = {}
     for name in list(pieces):  # taken out, so that the memory of each is free when it has been joined
-        inputs, outputs = zip(*pieces.pop(name), strict=True)
-        key = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs)
-        shared[key] = shared[key] if key in shared else one(inputs, name)
-        found[name] = shared[key], one(outputs, name)
+        found[name] = []
+        for _, alike in groupby(pieces.pop(name), key=lambda batch: batch[1].shape[1:]):
+            inputs, outputs = zip(*alike, strict=True)
+            key = tuple((x.data_ptr(), x.shape, x.stride()) for x in inputs)
+            shared[key] = shared[key] if key in shared else _as_one(inputs)
+            found[name].append((shared[key], _as_one(outputs)))
     return found
+
+
+def _as_one(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class _Calls:

@@ -28,17 +28,43 @@ def signal(module, a):
 def check(module, a, a2, slice_bytes):
     """Hold products of two sets, and of the first with itself, to those of autograd's gradients."""
     module.double()
-    buffers = Buffer(slice_bytes), Buffer(slice_bytes)
-    (rows, g), (columns, h) = signal(module, a), signal(module, a2)
     assert has_shape(module, a, len(a))
+    (rows, g), (columns, h) = signal(module, a), signal(module, a2)
+    check_products(module, [rows], [columns], g, h, slice_bytes)
+    buffer = Buffer(slice_bytes)
     for found, expected in (
-        (layer_products(module, rows, rows, buffers), (g @ g.T, g.square().sum(1), g.square().sum(1))),
-        (layer_products(module, rows, columns, buffers), (g @ h.T, g.square().sum(1), h.square().sum(1))),
-        ([layer_squares(module, *rows, buffers[0])], [g.square().sum(1)]),
-        (squares_and_sum(module, *rows, buffers[0]), (g.square().sum(1), g.sum(0).square().sum())),
+        ([layer_squares(module, *rows, buffer)], [g.square().sum(1)]),
+        (squares_and_sum(module, *rows, buffer), (g.square().sum(1), g.sum(0).square().sum())),
     ):
         for x, y in zip(found, expected, strict=True):
             torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+
+
+def check_products(module, rows, columns, g, h, slice_bytes):
+    buffers = Buffer(slice_bytes), Buffer(slice_bytes)
+    for found, expected in (
+        (layer_products(module, rows, rows, buffers), (g @ g.T, g.square().sum(1), g.square().sum(1))),
+        (layer_products(module, rows, columns, buffers), (g @ h.T, g.square().sum(1), h.square().sum(1))),
+    ):
+        for x, y in zip(found, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+
+
+@quick
+@given(
+    lengths=st.lists(few, min_size=2, max_size=4), n=few, bias=st.booleans(), tokens=st.booleans(), slice_bytes=SLICES
+)
+def test_pieces_of_different_lengths(lengths, n, bias, tokens, slice_bytes):
+    """As a model makes them that cuts each batch of sequences to the longest of them."""
+    module = (nn.Embedding(4, 3, padding_idx=0) if tokens else nn.Linear(3, 2, bias=bias)).double()
+
+    def pieces(lengths):
+        drawn = [torch.randint(4, (n, t)) if tokens else torch.randn(n, t, 3, dtype=torch.float64) for t in lengths]
+        found, gradients = zip(*(signal(module, a) for a in drawn), strict=True)
+        return list(found), torch.cat(gradients)
+
+    (rows, g), (columns, h) = pieces(lengths), pieces(lengths[1:])
+    check_products(module, rows, columns, g, h, slice_bytes)
 
 
 @quick

@@ -76,6 +76,11 @@ def test_sections_add_up_to_the_whole():
     together = gradient_gram(model, cross_entropy, points)
     torch.testing.assert_close(whole(found).cos, together.cos, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(sum(gram.dot for gram in found.values()), together.dot, atol=1e-8, rtol=1e-5)
+    for memory in (1, 2**20, 2**23):  # blocks of one batch, of some, and all at once: each batch is as long as it is
+        again = gradient_gram(model, cross_entropy, points, max_memory=memory)
+        torch.testing.assert_close(again.cos, together.cos, atol=1e-6, rtol=1e-5)
+        two = gradient_gram(model, cross_entropy, points, (points[0][5:], points[1][5:]), max_memory=memory)
+        torch.testing.assert_close(two.cos, together.cos[:, 5:], atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
