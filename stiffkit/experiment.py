@@ -43,9 +43,9 @@ LOSSES = {**ARITHMETICS, "mse": mse, "label_smoothing": smoothed_cross_entropy} 
 IMAGE = {"fc": 0.15, "cnn": 0.5, "cnn_v1": 1.3, "resnet20": 5.0}  # milliseconds one of CIFAR-10 takes in one thread
 SENTENCES = {"tiny": 1.0, "minilm": 45.0}  # and a pair of MNLI
 OTHER = 400.0  # and one in a model that is not known here, if it is as large as BERT-base
-PAIR = {"fc": 0.2e-6, "cnn": 0.4e-6, "cnn_v1": 6e-6, "resnet20": 4e-6, "tiny": 4e-6, "minilm": 3e-4}  # seconds that a
+PAIR = {"fc": 0.2e-6, "cnn": 0.4e-6, "cnn_v1": 6e-6, "resnet20": 4e-6, "tiny": 4e-6, "minilm": 3e-5}  # seconds that a
 # pair of gradients takes
-OTHER_PAIR = 2.5e-3  # and in a model as large as BERT-base
+OTHER_PAIR = 2e-4  # and in a model as large as BERT-base
 PRETRAINED = ("pretrained", "random")  # how models of sentences begin
 
 
