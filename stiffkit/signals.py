@@ -140,7 +140,7 @@ def _probe(model: nn.Module, modules: dict[str, nn.Module], loss: Loss, points: 
     parameters = [trainable(module) for module in modules.values()]
     total = weighted_sum(z, unit, weights, [p for owned in parameters for p in owned], retain_graph=True)
     totals = total.split([sum(p.numel() for p in owned) for owned in parameters])
-    wrong, formed, kept, inputs = set(), {}, 0, set()
+    wrong, formed, others, kept = set(), {}, [], 0
     for (name, module), total, (a, b) in zip(
         modules.items(), totals, calls.differentiate(z, unit).values(), strict=True
     ):
@@ -151,10 +151,9 @@ def _probe(model: nn.Module, modules: dict[str, nn.Module], loss: Loss, points: 
         if not isinstance(module, nn.Embedding) and size * n <= a.numel() + b.numel():
             formed[name], kept = module, kept + size * n * b.element_size()
         else:
-            kept += b.nbytes + (0 if a.data_ptr() in inputs else a.nbytes)
-            inputs.add(a.data_ptr())
+            others.append((a, b))
     _Calls.refuse(wrong)
-    return Layers(modules, _side_by_side(formed), kept / n, passing)
+    return Layers(modules, _side_by_side(formed), (kept + _size(others)) / n, passing)
 
 
 def _agrees(total: Tensor, module: nn.Module, a: Tensor, b: Tensor) -> bool:
@@ -214,30 +213,35 @@ def signals(
         some = slice(numbers.start + batch.start, numbers.start + batch.stop)
         outputs, seen = _of_batch(model, layers, loss, points.take(some, layers.images))
         found.append(outputs)
-        inputs: dict[int, int] = {}
-        size = 0
         for name in list(seen):
             a, b = of_layers.without_idle_positions(layers.modules[name], *seen.pop(name))
             if name in pieces:
                 pieces[name].append((a, b))
                 versions.append((name, a, a._version))
-                inputs[a.data_ptr()], size = a.nbytes, size + b.nbytes
                 continue
-            row = layers.width * b.element_size()
             if not gradients.shape[1]:
-                gradients = b.new_empty(int(min(len(numbers), batch_size + whole // row)), layers.width)
+                most = batch_size + whole // (layers.width * b.element_size())
+                gradients = b.new_empty(int(min(len(numbers), most)), layers.width)
             slices = of_layers.gradients(layers.modules[name], [(a, b)], sys.maxsize, buffer)
             _fill(gradients[batch.start : batch.stop, layers.columns[name]], slices)
-        sizes.append(sizes[-1] + size + sum(inputs.values()) + len(batch) * layers.width * gradients.element_size())
+        formed = len(batch) * layers.width * gradients.element_size()
+        sizes.append(sizes[-1] + formed + _size([parts[-1] for parts in pieces.values()]))
         if sizes[-1] > whole:
             found = found[: max(1, sum(size <= part for size in sizes[1:]))]
             break
     # A model may write the next batch into the memory of the last one.
     _Calls.refuse(name for name, a, version in versions if a._version != version)
     versions.clear()  # and with it what would keep the batches in memory while they are joined
-    joined = _joined({name: parts[: len(found)] for name, parts in pieces.items()})
+    for parts in pieces.values():
+        del parts[len(found) :]
     outputs = OutputGradients.joined(found)
-    return Signals(gradients[: len(outputs.scale)], joined, outputs)
+    return Signals(gradients[: len(outputs.scale)], _joined(pieces), outputs)
+
+
+def _size(signals_of_layers: Sequence[Signal]) -> int:
+    """Bytes; an input that layers share, as queries and keys do, counts once."""
+    inputs = {a.data_ptr(): a.nbytes for a, _ in signals_of_layers}
+    return sum(inputs.values()) + sum(b.nbytes for _, b in signals_of_layers)
 
 
 def _of_batch(
