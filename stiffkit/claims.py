@@ -575,7 +575,8 @@ def table(judgements: Iterable[Judgement], ledger: Ledger) -> str:
         seen = f"exploratory: {c.exploratory}" if c.exploratory else ""
         quantity = ", ".join(str(v) for v in c.quantity.values())
         formerly = "".join(f"; formerly {f.criterion}, changed because {f.reason}" for f in c.former)
-        criterion = f"{quantity}: {c.criterion}{formerly}"
+        overfits = ", of seeds that overfit" if c.only_overfitted else ""
+        criterion = f"{quantity}: {c.criterion}{overfits}{formerly}"
         lines.append(f"| {c.title} | {where} | {criterion} | {found(j, ledger)} | **{j.verdict}** {seen} |")
     return "\n".join(lines)
 

@@ -621,6 +621,7 @@ def test_seeds_that_do_not_overfit_are_left_out_of_claims_about_overfitting():
     none = claims.judge(claim, {"digits": runs.isel(seed=[0, 1])})
     assert (none.verdict, none.estimates) == (NOT_RUN, ())
     assert claims.found(none, LEDGER) == "no recorded run that overfits"
+    assert ": above 0.5, of seeds that overfit |" in claims.table([none], LEDGER)
 
 
 # ----------------------------------------------------------------------------------------------------------- the answer
