@@ -243,12 +243,13 @@ def _by_layers(
     batch = _points_in_a_pass(layers.passing, memory, rows.device)
     buffers = Buffer(max(1, min(SLICE_BYTES, memory // 8))), Buffer(max(1, min(SLICE_BYTES, memory // 8)))
     room = max(0, memory - layers.passing * batch - sum(buffer.size for buffer in buffers))
+    share = room / 4  # of a block: two are there while the next comes, and none before the first
 
-    def blocks_from(start: int, points: PointSet, whole: float = room / 2) -> Iterator[tuple[range, Signals]]:
+    def blocks_from(start: int, points: PointSet, whole: float = share) -> Iterator[tuple[range, Signals]]:
         while start < len(points):
-            found = signals(model, layers, loss, points, range(start, len(points)), batch, (whole, room / 2))
+            found = signals(model, layers, loss, points, range(start, len(points)), batch, (whole, share))
             yield range(start, start + len(found)), found
-            start += len(found)
+            start, whole = start + len(found), share
 
     steps = len(layers.modules) if by else len(layers.modules) - len(layers.columns) + bool(layers.width)
     pairs = len(rows) * (len(rows) + 1) // 2 if same else len(rows) * len(columns)

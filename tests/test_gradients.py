@@ -1,6 +1,7 @@
 import copy
 import random
 import warnings
+import weakref
 from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -37,6 +38,7 @@ from oracles import (
 )
 from torch import nn
 
+import stiffkit.signals
 from stiffkit import GradientGram, gradient_gram, gradient_norms, losses, per_sample, stiffness
 from stiffkit._torchvision import import_torchvision
 
@@ -436,6 +438,23 @@ def test_max_memory_changes_nothing(model, by, sets):
         torch.testing.assert_close(a.cos, b.cos, rtol=0, atol=1e-5)
         torch.testing.assert_close(a.norms, b.norms, rtol=1e-5, atol=1e-12)
         torch.testing.assert_close(a.norms2, b.norms2, rtol=1e-5, atol=1e-12)
+
+
+def test_three_blocks_of_a_quarter_of_the_memory_are_there_at_a_time(monkeypatch):
+    case, alive, most, rooms = build("sequences", n=17), weakref.WeakValueDictionary(), [], []
+
+    def signals(*args):
+        rooms.append(max(args[-1]))
+        most.append(len(alive) + 1)
+        alive[len(most)] = found = really(*args)
+        return found
+
+    really = stiffkit.signals.signals
+    monkeypatch.setattr("stiffkit.gradients.signals", signals)
+    gradient_gram(case.model, case.loss, case.points, case.points2, max_memory=4000)
+    assert len(most) > 9
+    assert max(most) <= 3
+    assert max(rooms[1:]) <= 4000 / 4
 
 
 @pytest.mark.parametrize("bytes_", [0, -1])
