@@ -32,22 +32,19 @@ def check(module, a, a2, slice_bytes):
     (rows, g), (columns, h) = signal(module, a), signal(module, a2)
     check_products(module, [rows], [columns], g, h, slice_bytes)
     buffer = Buffer(slice_bytes)
-    for found, expected in (
-        ([layer_squares(module, *rows, buffer)], [g.square().sum(1)]),
-        (squares_and_sum(module, *rows, buffer), (g.square().sum(1), g.sum(0).square().sum())),
-    ):
-        for x, y in zip(found, expected, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+    agree([layer_squares(module, *rows, buffer)], [g.square().sum(1)])
+    agree(squares_and_sum(module, *rows, buffer), (g.square().sum(1), g.sum(0).square().sum()))
 
 
 def check_products(module, rows, columns, g, h, slice_bytes):
     buffers = Buffer(slice_bytes), Buffer(slice_bytes)
-    for found, expected in (
-        (layer_products(module, rows, rows, buffers), (g @ g.T, g.square().sum(1), g.square().sum(1))),
-        (layer_products(module, rows, columns, buffers), (g @ h.T, g.square().sum(1), h.square().sum(1))),
-    ):
-        for x, y in zip(found, expected, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
+    agree(layer_products(module, rows, rows, buffers), (g @ g.T, g.square().sum(1), g.square().sum(1)))
+    agree(layer_products(module, rows, columns, buffers), (g @ h.T, g.square().sum(1), h.square().sum(1)))
+
+
+def agree(found, expected):
+    for x, y in zip(found, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-9, atol=1e-9)
 
 
 @quick
